@@ -1,0 +1,42 @@
+"""sparse-attn: long-context attention through patterns.
+
+    >>> from sparse_attn import Sinks, Window
+    >>> pattern = Window(2048) | Sinks(4)
+    >>> pattern.pairs(131_072) / Window(131_072).pairs(131_072)  # share of dense attention's pairs  # doctest: +ELLIPSIS
+    0.031...
+
+`attention` and `merge` load torch when they are first asked for; patterns need numpy only.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+from .patterns import Anchors, Chunked, Dilated, Full, Global, Pattern, Random, Sinks, Strided, Window, parse
+
+if TYPE_CHECKING:
+    from .ops import attention, merge
+
+__all__ = [
+    "Anchors",
+    "Chunked",
+    "Dilated",
+    "Full",
+    "Global",
+    "Pattern",
+    "Random",
+    "Sinks",
+    "Strided",
+    "Window",
+    "__version__",
+    "attention",
+    "merge",
+    "parse",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("attention", "merge"):
+        from . import ops
+
+        return getattr(ops, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

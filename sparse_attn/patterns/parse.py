@@ -1,0 +1,88 @@
+"""Patterns as text: ``window(2048) | sinks(4)``, the form that ``repr`` prints and the command line takes."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+
+from . import terms
+from .pattern import Pattern
+
+_TERMS: dict[str, type[terms.Term]] = {
+    "window": terms.Window,
+    "chunked": terms.Chunked,
+    "full": terms.Full,
+    "dilated": terms.Dilated,
+    "strided": terms.Strided,
+    "sinks": terms.Sinks,
+    "global": terms.Global,
+    "random": terms.Random,
+    "anchors": terms.Anchors,
+}
+
+
+def parse(text: str) -> Pattern:
+    """The pattern that a text describes: terms, joined by ``|``, optionally cut by ``.within(window(n))``.
+
+    A term is written as its class is called: ``window(64, right=0)``, ``dilated(8, 4)``, ``strided(32, rows="strided")``,
+    ``global((0, 100))``, ``random(3, seed=1)``, ``full()``. Capitals do not matter; nothing is evaluated as Python.
+
+    Raises:
+        ValueError: unknown term, wrong arguments, or text that is not a pattern; names the part that is wrong.
+
+    >>> parse("window(2048) | sinks(4)")
+    window(2048) | sinks(4)
+    >>> parse("(window(64) | global((0, 9))).within(window(128))")
+    (window(64) | global((0, 9))).within(window(128))
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"pattern must be text such as 'window(2048) | sinks(4)', got {text!r}")
+    # `global` is a keyword of the grammar that reads the text, so it gets another name for the reading.
+    readable = re.sub(r"\bglobal\b(?=\s*\()", "global_", text.strip(), flags=re.IGNORECASE)
+    try:
+        tree = ast.parse(readable, mode="eval").body
+        return _build(tree, text)
+    except (SyntaxError, RecursionError, MemoryError):
+        raise ValueError(
+            f"pattern text {text!r} cannot be read: expected terms joined by '|', e.g. 'window(2048) | sinks(4)'"
+        ) from None
+
+
+def _build(node: ast.expr, text: str) -> Pattern:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return _build(node.left, text) | _build(node.right, text)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr.lower() == "within":
+        if len(node.args) != 1 or node.keywords:
+            raise ValueError(f"pattern text {text!r}: within takes one window, e.g. .within(window(4096))")
+        window = _build(node.args[0], text)
+        if not isinstance(window, terms.Window):
+            raise ValueError(f"pattern text {text!r}: within takes a window, got {window!r}")
+        return _build(node.func.value, text).within(window)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return _term(node, node.func.id, text)
+    if isinstance(node, ast.Name):
+        raise ValueError(f"pattern text {text!r}: expected a term with its arguments, e.g. 'full()', got {node.id!r}")
+    raise ValueError(f"pattern text {text!r}: expected terms joined by '|', got {ast.unparse(node)!r}")
+
+
+def _term(node: ast.Call, name: str, text: str) -> Pattern:
+    name = name.lower().rstrip("_")
+    if name not in _TERMS:
+        raise ValueError(f"pattern text {text!r}: unknown term {name!r}; known terms: {', '.join(_TERMS)}")
+    term = _TERMS[name]
+    try:
+        args = [ast.literal_eval(arg) for arg in node.args]
+        options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords if keyword.arg}
+    except (ValueError, TypeError):
+        raise ValueError(f"pattern text {text!r}: the arguments of {name} must be plain numbers") from None
+    signature = inspect.signature(term)
+    try:
+        signature.bind(*args, **options)
+    except TypeError as error:
+        shown = ", ".join(str(parameter).split(":")[0] for parameter in signature.parameters.values())
+        raise ValueError(f"pattern text {text!r}: {error} (it is {name}({shown}))") from None
+    try:
+        return term(*args, **options)
+    except ValueError as error:
+        raise ValueError(f"pattern text {text!r}: {error}") from None
