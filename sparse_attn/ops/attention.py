@@ -1,0 +1,115 @@
+"""`attention`: the one public call, over whichever implementation serves the device."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..patterns import Pattern
+from .check_attention import Call, check_call
+
+Lengths = Sequence[int] | Tensor
+
+
+def attention(
+    q: Float[Tensor, "*B T Hq D"],
+    k: Float[Tensor, "*B S Hkv D"],
+    v: Float[Tensor, "*B S Hkv D"],
+    pattern: Pattern | Sequence[Pattern],
+    *,
+    causal: bool = True,
+    scale: float | None = None,
+    cu_seqlens_q: Lengths | None = None,
+    cu_seqlens_k: Lengths | None = None,
+    extra_k: Float[Tensor, "*B N R Hkv D"] | None = None,
+    extra_v: Float[Tensor, "*B N R Hkv D"] | None = None,
+    return_lse: bool = False,
+    implementation: str | None = None,
+) -> Float[Tensor, "*B T Hq D"] | tuple[Float[Tensor, "*B T Hq D"], Float[Tensor, "*B T Hq"]]:
+    """Softmax attention over the keys that a pattern keeps.
+
+    out[b,t,h] = softmax(scale * q[b,t,h] @ k[b,J,g].T) @ v[b,J,g]
+    g = h // (Hq // Hkv);  J = the keys that `pattern` keeps for position S - T + t
+
+    Args:
+        q: Queries ``[B, T, Hq, D]``, the last T of S positions; float16, bfloat16, float32 or float64. Packed
+            documents: ``[T, Hq, D]``, with `cu_seqlens_q`.
+        k, v: Keys and values ``[B, S, Hkv, D]`` (packed ``[S, Hkv, D]``); dtype and device of q.
+        pattern: What each query may see, e.g. ``Window(2048) | Sinks(4)``; or a sequence of Hkv patterns, one per KV
+            head. A `Global` with one list of positions per example must name B examples (packed: the documents).
+        causal: Cut every term to keys at or before the query.
+        scale: Logit multiplier; ``D ** -0.5`` if None.
+        cu_seqlens_q, cu_seqlens_k: Document boundaries ``[documents + 1]``, from 0 to T and from 0 to S (default: those
+            of the queries), as a list or an integer tensor. Queries see their own document only, and positions count
+            within it.
+        extra_k, extra_v: The summary keys of an `Anchors` term, ``[B, ceil(S / block), R, Hkv, D]`` (packed: the
+            documents' rows one after the other, without B). A query at position i sees the R keys of row i // block.
+        return_lse: Also return the natural-log normaliser of the scaled logits.
+        implementation: "cpu" (gathers kept blocks; runs on CPU tensors), "reference" (dense mask, O(T x S) memory, any
+            device), or None for the one that serves q's device. A named one never falls back to another.
+
+    Returns:
+        The output in q's dtype, accumulated in float32 (float64 inputs: in float64). With `return_lse` also the LSE
+        ``[B, T, Hq]`` in float32 (float64 inputs: float64). Where J is empty the output is 0, the LSE -inf, and no
+        gradient flows.
+
+    Raises:
+        ValueError: shapes, dtypes or devices disagree, T > S, Hq % Hkv != 0, boundaries that do not fit, a pattern with
+            `Anchors` without extra keys (or the reverse), or an unknown implementation.
+        NotImplementedError: the implementation does not serve q's device or dtype.
+
+    Gradients flow to q, k, v, extra_k and extra_v, from the output and from the LSE. Keys that a query does not see
+    should be finite: 0 * inf is NaN, except across documents and batch examples, which never meet.
+    Cost: 4 * Hq * D * pairs FLOPs forward, 2.5 times that backward; memory linear in T + S ("cpu").
+    Source: Child et al. 2019, arXiv:1904.10509 (patterns); Dao et al. 2022, arXiv:2205.14135 (tiling).
+
+    >>> out = attention(q, k, v, Window(2048) | Sinks(4))
+    >>> out.shape == q.shape
+    True
+    """
+    call = check_call(q, k, v, pattern, causal, scale, cu_seqlens_q, cu_seqlens_k, extra_k, extra_v)
+    run = _implementation(implementation, q)
+    if call.examples is None or call.packed:
+        out, lse = run(call)
+    else:
+        parts = [run(call.example(index)) for index in range(call.examples)]
+        out, lse = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    if call.packed:
+        out, lse = out[0], lse[0]
+    return (out, lse) if return_lse else out
+
+
+def _implementation(name: str | None, q: Tensor):  # noqa: ANN202  # a function of Call; see the two below
+    if name is None:
+        if q.device.type != "cpu":
+            raise NotImplementedError(
+                f"attention: no kernel for {q.device.type} tensors in this version: move them to the CPU, or pass "
+                "implementation='reference' (dense, for checking)"
+            )
+        name = "cpu"
+    if name not in _IMPLEMENTATIONS:
+        raise ValueError(f"implementation must be None or one of {', '.join(_IMPLEMENTATIONS)}, got {name!r}")
+    if name == "cpu" and q.device.type != "cpu":
+        raise NotImplementedError(f"implementation 'cpu' takes CPU tensors, got q on {q.device}; use 'reference'")
+    return _IMPLEMENTATIONS[name]
+
+
+def _reference(call: Call) -> tuple[Tensor, Tensor]:
+    from ..reference import masked_attention
+
+    return masked_attention(
+        call.q,
+        call.k,
+        call.v,
+        call.patterns,
+        causal=call.causal,
+        scale=call.scale,
+        cu_seqlens_q=call.cu_seqlens_q,
+        cu_seqlens_k=call.cu_seqlens_k,
+        extra_k=call.extra_k,
+        extra_v=call.extra_v,
+    )
+
+
+_IMPLEMENTATIONS = {"reference": _reference}

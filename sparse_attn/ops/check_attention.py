@@ -1,0 +1,197 @@
+"""What `attention` was called with, checked once and brought into one form for all implementations."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..patterns import Anchors, Pattern
+from ..patterns.documents import split_documents
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A checked call, always batched: packed tensors carry B = 1 and their document boundaries.
+
+    Attributes:
+        q, k, v: ``[B, T, Hq, D]``, ``[B, S, Hkv, D]``.
+        patterns: One pattern for all KV heads, or one for each.
+        cu_seqlens_q, cu_seqlens_k: Both given if packed, both None otherwise.
+        extra_k, extra_v: ``[B, rows, R, Hkv, D]``, given exactly if the patterns have anchors.
+        examples: How many examples (documents, if packed) the patterns tell apart; None: the same for all.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    patterns: tuple[Pattern, ...]
+    causal: bool
+    scale: float
+    cu_seqlens_q: tuple[int, ...] | None
+    cu_seqlens_k: tuple[int, ...] | None
+    extra_k: Tensor | None
+    extra_v: Tensor | None
+    examples: int | None
+
+    @property
+    def packed(self) -> bool:
+        return self.cu_seqlens_q is not None
+
+    def example(self, index: int) -> "Call":
+        """One batch example, with the patterns that it has."""
+        one = slice(index, index + 1)
+        return replace(
+            self,
+            q=self.q[one],
+            k=self.k[one],
+            v=self.v[one],
+            patterns=tuple(pattern.example(index) for pattern in self.patterns),
+            extra_k=None if self.extra_k is None else self.extra_k[one],
+            extra_v=None if self.extra_v is None else self.extra_v[one],
+            examples=None,
+        )
+
+
+def check_call(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern | Sequence[Pattern],
+    causal: bool,
+    scale: float | None,
+    cu_seqlens_q: Sequence[int] | Tensor | None,
+    cu_seqlens_k: Sequence[int] | Tensor | None,
+    extra_k: Tensor | None,
+    extra_v: Tensor | None,
+) -> Call:
+    """The call in one form.
+
+    Raises:
+        ValueError: as `attention` documents; names the argument, what came and what was expected.
+    """
+    packed = cu_seqlens_q is not None
+    _check_tensors(q, k, v, packed)
+    patterns = _check_patterns(pattern, n_kv_heads=k.shape[-2])
+    q_bounds = _as_list("cu_seqlens_q", cu_seqlens_q)
+    k_bounds = _as_list("cu_seqlens_k", cu_seqlens_k)
+    if k_bounds is None and packed and k.shape[-3] != q.shape[-3]:
+        raise ValueError(f"cu_seqlens_k is missing: k has {k.shape[-3]} tokens, q has {q.shape[-3]}")
+    if not packed and k_bounds is None and q.shape[-3] > k.shape[-3]:
+        raise ValueError(f"q has T={q.shape[-3]} queries, more than k's S={k.shape[-3]} keys: T must be at most S")
+    documents = split_documents(q.shape[-3], k.shape[-3], q_bounds, k_bounds)
+    examples = _check_examples(patterns, len(documents) if packed else q.shape[0], packed)
+    anchors = next((term for term in patterns[0].terms if isinstance(term, Anchors)), None)
+    rows = 0 if anchors is None else sum(-(-document.n_keys // anchors.block) for document in documents)
+    _check_extra("extra_k", extra_k, k, anchors, rows)
+    _check_extra("extra_v", extra_v, k, anchors, rows)
+    if scale is None:
+        scale = q.shape[-1] ** -0.5
+    elif isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
+        raise ValueError(f"scale must be a finite number or None, got {scale!r}")
+    tensors = [q, k, v, extra_k, extra_v]
+    if packed:
+        tensors = [None if tensor is None else tensor[None] for tensor in tensors]
+    batched_q, batched_k, batched_v, batched_extra_k, batched_extra_v = tensors
+    assert batched_q is not None and batched_k is not None and batched_v is not None
+    return Call(
+        q=batched_q,
+        k=batched_k,
+        v=batched_v,
+        patterns=patterns,
+        causal=bool(causal),
+        scale=float(scale),
+        cu_seqlens_q=tuple(q_bounds) if q_bounds is not None else None,
+        cu_seqlens_k=tuple(k_bounds or q_bounds or ()) if packed else None,
+        extra_k=batched_extra_k,
+        extra_v=batched_extra_v,
+        examples=examples,
+    )
+
+
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor, packed: bool) -> None:
+    dims, form = (3, "[T, H, D] with cu_seqlens_q") if packed else (4, "[B, T, H, D]")
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        if tensor.dim() != dims:
+            raise ValueError(f"{name} must have shape {form}, got {tuple(tensor.shape)}")
+        if tensor.dtype not in _DTYPES:
+            raise ValueError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+        if tensor.dtype != q.dtype:
+            raise ValueError(f"{name} must have q's dtype {q.dtype}, got {tensor.dtype}")
+        if tensor.device != q.device:
+            raise ValueError(f"{name} must be on q's device {q.device}, got {tensor.device}")
+    if v.shape != k.shape:
+        raise ValueError(f"v must have k's shape {tuple(k.shape)}, got {tuple(v.shape)}")
+    if not packed and k.shape[0] != q.shape[0]:
+        raise ValueError(f"k has batch size {k.shape[0]}, but q has {q.shape[0]}")
+    if k.shape[-1] != q.shape[-1] or q.shape[-1] == 0:
+        raise ValueError(f"k has head dim {k.shape[-1]}, but q has {q.shape[-1]}; they must be equal and positive")
+    if k.shape[-2] == 0 or q.shape[-2] == 0 or q.shape[-2] % k.shape[-2]:
+        raise ValueError(
+            f"k has {k.shape[-2]} heads, but q's {q.shape[-2]} heads cannot be shared among them: Hq must be a "
+            "positive multiple of Hkv"
+        )
+
+
+def _check_patterns(pattern: Pattern | Sequence[Pattern], n_kv_heads: int) -> tuple[Pattern, ...]:
+    if isinstance(pattern, Pattern):
+        patterns: tuple[Pattern, ...] = (pattern,)
+    elif isinstance(pattern, Sequence) and not isinstance(pattern, str):
+        patterns = tuple(pattern)
+        if len(patterns) != n_kv_heads:
+            raise ValueError(f"pattern: a sequence needs one pattern per KV head, {n_kv_heads}, got {len(patterns)}")
+    else:
+        raise ValueError(
+            f"pattern must be a Pattern such as Window(2048) | Sinks(4), or one per KV head, got {pattern!r}; "
+            "text goes through sparse_attn.parse"
+        )
+    for own in patterns:
+        if not isinstance(own, Pattern):
+            raise ValueError(f"pattern: every KV head's must be a Pattern, got {own!r}")
+    anchors = {tuple(term for term in own.terms if isinstance(term, Anchors)) for own in patterns}
+    if len(anchors) > 1 or len(next(iter(anchors))) > 1:
+        raise ValueError("pattern: all KV heads must have the same Anchors term, and at most one")
+    return patterns if len(set(patterns)) > 1 else patterns[:1]
+
+
+def _check_examples(patterns: tuple[Pattern, ...], expected: int, packed: bool) -> int | None:
+    counts = {pattern.examples for pattern in patterns} - {None}
+    if not counts:
+        return None
+    if counts != {expected}:
+        what = "documents" if packed else "batch examples"
+        raise ValueError(f"pattern lists Global positions for {counts} examples, but there are {expected} {what}")
+    return expected
+
+
+def _as_list(name: str, lengths: Sequence[int] | Tensor | None) -> list[int] | None:
+    if lengths is None:
+        return None
+    if isinstance(lengths, Tensor):
+        if lengths.is_floating_point() or lengths.dim() != 1:
+            raise ValueError(f"{name} must be a one-dimensional integer tensor or list, got {lengths.dtype}, "
+                             f"shape {tuple(lengths.shape)}")  # fmt: skip
+        return list(map(int, lengths.tolist()))
+    return list(lengths)
+
+
+def _check_extra(name: str, extra: Tensor | None, k: Tensor, anchors: Anchors | None, rows: int) -> None:
+    if anchors is None:
+        if extra is not None:
+            raise ValueError(f"{name} was given, but the pattern has no Anchors term that says who sees it")
+        return
+    if extra is None:
+        raise ValueError(f"{name} is missing: a pattern with {anchors!r} needs its summary keys and values")
+    shape = (*k.shape[:-3], rows, anchors.r, *k.shape[-2:])
+    if not isinstance(extra, Tensor) or extra.shape != shape:
+        got = tuple(extra.shape) if isinstance(extra, Tensor) else type(extra).__name__
+        raise ValueError(f"{name} must have shape {shape} ([B,] ceil(S / block), R, Hkv, D), got {got}")
+    if extra.dtype != k.dtype or extra.device != k.device:
+        raise ValueError(
+            f"{name} must have q's dtype {k.dtype} and device {k.device}, got {extra.dtype} on {extra.device}"
+        )

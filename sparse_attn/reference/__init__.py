@@ -1,0 +1,6 @@
+"""Eager oracles, one per operation: slow, plain, float64-capable, sharing no code with what they judge."""
+
+from .attention import masked_attention
+from .merge import merge_partial
+
+__all__ = ["masked_attention", "merge_partial"]
