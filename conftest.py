@@ -1,33 +1,21 @@
 """What every test and every docstring's example runs under.
 
-- Shapes in signatures are checked at each call: the import hook below turns the jaxtyping annotations into checks.
+- Shapes in signatures are checked: the import hook below turns jaxtyping annotations into checks of each call.
 - Uninitialised memory is NaN, so that an element that nobody wrote cannot pass for a result.
-- Inputs are random, but a test that fails fails again: each starts from the same seed.
-- An example in a docstring may use ``q``, ``k``, ``v`` and what ``sparse_attn`` exports without creating them.
+- Random numbers start from the same seed in each test, so that a test that fails fails again.
+- An example in a docstring has ``q``, ``k``, ``v`` and the package's exports without creating them.
 """
 
-import importlib.util
-import pkgutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from jaxtyping import install_import_hook
 
-PACKAGE = Path(__file__).parent / "sparse_attn"
+# Rooms of tensors. Not `kernels`: Triton compiles a jit function from its own source, which a wrapper would hide.
+CHECKED_ROOMS = ["cache", "cpu", "hf", "models", "nn", "ops", "reference"]
 
-# Triton compiles a jit function from its own source, which a wrapper would hide.
-UNCHECKED_ROOMS = {"kernels"}
-
-
-def _check_shapes_in_signatures() -> None:
-    from jaxtyping import install_import_hook
-
-    rooms = [room.name for room in pkgutil.iter_modules([str(PACKAGE)]) if room.name not in UNCHECKED_ROOMS]
-    install_import_hook([f"sparse_attn.{room}" for room in rooms], "beartype.beartype")
-
-
-_check_shapes_in_signatures()
+install_import_hook([f"sparse_attn.{room}" for room in CHECKED_ROOMS], "sparse_attn.testing.signatures.check_on_return")
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +30,7 @@ def _poisoned_and_seeded() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _examples(request: pytest.FixtureRequest, doctest_namespace: dict[str, Any]) -> None:
+def _names_for_examples(request: pytest.FixtureRequest, doctest_namespace: dict[str, Any]) -> None:
     if not isinstance(request.node, pytest.DoctestItem):
         return
     import torch
@@ -61,7 +49,8 @@ def _examples(request: pytest.FixtureRequest, doctest_namespace: dict[str, Any])
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     import torch
 
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))

@@ -60,7 +60,11 @@ def test_works_where_torch_cannot_be_imported(name):
 
 
 def test_every_export_resolves():
-    run_python("import sparse_attn\nfor name in sparse_attn.__all__:\n    assert getattr(sparse_attn, name) is not None, name")
+    run_python("""
+import sparse_attn
+for name in sparse_attn.__all__:
+    assert getattr(sparse_attn, name) is not None, name
+""")
 
 
 def test_an_unknown_name_is_an_attribute_error():

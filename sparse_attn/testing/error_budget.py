@@ -79,9 +79,8 @@ def assert_within_budget(
 
 def _check_comparable(name: str, got: Tensor, oracle: Tensor, baseline: Tensor) -> None:
     if not got.shape == oracle.shape == baseline.shape:
-        raise ValueError(
-            f"{name}: shapes differ: got {tuple(got.shape)}, oracle {tuple(oracle.shape)}, baseline {tuple(baseline.shape)}"
-        )
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (got, oracle, baseline))
+        raise ValueError(f"{name}: the shapes of result, oracle and baseline differ: {shapes}")
     if oracle.dtype != torch.float64:
         raise ValueError(f"{name}: the oracle must be computed in float64, not {oracle.dtype}")
     if baseline.dtype != got.dtype:

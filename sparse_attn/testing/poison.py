@@ -1,4 +1,4 @@
-"""Uninitialised memory that shows itself: a kernel that forgets to write an element returns NaN, not yesterday's value."""
+"""Uninitialised memory that shows itself: an element that a kernel forgot to write is NaN, not an old right answer."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -64,7 +64,7 @@ def test_a_baseline_of_nan_sets_no_budget():
 @pytest.mark.parametrize(
     ("got", "oracle", "baseline", "message"),
     [
-        (torch.zeros(2), torch.zeros(3, dtype=torch.float64), torch.zeros(2), "shapes differ"),
+        (torch.zeros(2), torch.zeros(3, dtype=torch.float64), torch.zeros(2), "baseline differ"),
         (torch.zeros(2), torch.zeros(2), torch.zeros(2), "oracle must be computed in float64"),
         (torch.zeros(2), torch.zeros(2, dtype=torch.float64), torch.zeros(2).bfloat16(), "result's dtype"),
     ],
