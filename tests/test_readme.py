@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from scripts import readme_pictures
+
 README = Path(__file__).parents[1] / "README.md"
 
 
@@ -22,3 +24,9 @@ def test_named_files_exist():
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", README.read_text(encoding="utf-8"))
     missing = [link for link in links if not (README.parent / link).exists()]
     assert not missing
+
+
+def test_pictures_show_what_the_patterns_keep():
+    """`python scripts/readme_pictures.py` draws them anew."""
+    for name, text in readme_pictures.pictures().items():
+        assert (readme_pictures.FOLDER / name).read_text(encoding="utf-8") == text, name
