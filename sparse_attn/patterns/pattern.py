@@ -180,6 +180,10 @@ class Within(Pattern):
     def examples(self) -> int | None:
         return self.term.examples
 
+    @property
+    def extra_keys(self) -> int:
+        return self.term.extra_keys
+
     def example(self, index: int) -> Within:
         return Within(self.term.example(index), self.limit)
 

@@ -180,7 +180,7 @@ class Sinks(Term):
         return (j < self.n) & (i >= 0)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, init=False)
 class Global(Term):
     """Keys that all queries see, at positions from which queries see all keys: j in positions or i in positions.
 
@@ -193,9 +193,8 @@ class Global(Term):
 
     positions: tuple[int, ...] | tuple[tuple[int, ...], ...]
 
-    def __post_init__(self) -> None:
-        given: Any = self.positions
-        given = given.tolist() if hasattr(given, "tolist") else given
+    def __init__(self, positions: Iterable[int] | Iterable[Iterable[int]]) -> None:
+        given: Any = positions.tolist() if hasattr(positions, "tolist") else positions
         if not isinstance(given, Iterable) or isinstance(given, str):
             raise ValueError(f"Global: positions must be a list of positions, or one list per example, got {given!r}")
         given = list(given)
