@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from jaxtyping import install_import_hook
 
+import sparse_attn.testing.signatures  # the hook below names it, and finds it only if it is loaded
+
 # Rooms of tensors. Not `kernels`: Triton compiles a jit function from its own source, which a wrapper would hide.
 CHECKED_ROOMS = ["cache", "cpu", "hf", "models", "nn", "ops", "reference"]
 

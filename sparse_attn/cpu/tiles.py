@@ -5,7 +5,7 @@ backward, and should build its masks as it goes, so that they are never all held
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -70,5 +70,5 @@ class Assignment:
     """
 
     schedule: Schedule
-    heads: slice = slice(None)
-    batch: slice = slice(None)
+    heads: slice = field(default_factory=lambda: slice(None))
+    batch: slice = field(default_factory=lambda: slice(None))

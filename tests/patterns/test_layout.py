@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sparse_attn.patterns import Dilated, Full, Global, Layout, Pattern, Random, Sinks, Strided, Window, parse
 
-from .strategies import lengths, packed, patterns
+from tests.patterns.strategies import lengths, packed, patterns
 
 
 def mask_of_layout(layout: Layout) -> NDArray[np.bool_]:

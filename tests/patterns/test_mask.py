@@ -6,7 +6,7 @@ from hypothesis import given
 
 from sparse_attn.patterns import Anchors, Chunked, Dilated, Full, Global, Pattern, Random, Sinks, Strided, Window
 
-from .strategies import lengths, packed, patterns, windows
+from tests.patterns.strategies import lengths, packed, patterns, windows
 
 RULES = {
     "window": (Window(4), lambda i, j, causal: i - 4 < j and (j <= i if causal else j < i + 4)),

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 
 from sparse_attn.patterns import Dilated, Full, Global, Pattern, Random, Sinks, Strided, Window
 
-from .strategies import lengths, packed, patterns
+from tests.patterns.strategies import lengths, packed, patterns
 
 
 @settings(max_examples=200)
