@@ -1,0 +1,184 @@
+"""A Hugging Face model as something that evaluations can read with: timed prefill, surprise at tokens, greedy answers.
+
+Fits the protocol `Reader` of `evals` without importing it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..patterns import Full, Pattern, parse
+from .kv_cache import cache_bytes
+from .sparsify import restore, sparsify
+
+HEAD_CHUNK = 256  # positions whose logits over the whole vocabulary exist at once
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What came of one prompt; see `evals.reader.Reading`."""
+
+    answer: str
+    prefill_seconds: float
+    surprise: float
+    scored_tokens: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What reading some tokens costs, in all layers together; see `evals.reader.Cost`."""
+
+    kept_pairs: int
+    dense_pairs: int
+    cache_bytes: int
+    dense_cache_bytes: int
+
+
+class HfReader:
+    """Reads prompts with a causal language model, through one pattern a layer.
+
+    Args:
+        model, tokenizer: As `sparse_attn.hf.load_model` gives them; the model is used as it is, where it is.
+
+    Source: perplexity is exp(surprise / scored_tokens).
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self._stop = _stop_tokens(model, tokenizer)
+
+    @property
+    def layers(self) -> int:
+        return self._config.num_hidden_layers
+
+    @property
+    def context(self) -> int:
+        return self._config.max_position_embeddings
+
+    @property
+    def _config(self) -> Any:
+        return self.model.config.get_text_config(decoder=True)
+
+    def encode(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
+
+    def chat_frame(self) -> tuple[str, str]:
+        """What the chat template puts before and after a user's message.
+
+        Raises:
+            ValueError: the tokenizer has no chat template.
+        """
+        if not self.tokenizer.chat_template:
+            raise ValueError("the model's tokenizer has no chat template: choose a model that was trained to be asked")
+        mark = "\u241f"
+        messages = [{"role": "user", "content": mark}]
+        framed = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        before, _, after = str(framed).partition(mark)
+        return before, after
+
+    def attend(self, patterns: Sequence[str | None]) -> None:
+        """Attend through these patterns from now on, one a layer; all None is the unmodified model."""
+        restore(self.model)
+        chosen = {layer: parse(text) for layer, text in enumerate(patterns) if text is not None}
+        if chosen:
+            sparsify(self.model, chosen)
+
+    def cost(self, patterns: Sequence[str | None], tokens: int) -> Cost:
+        """Pairs of a prefill of that many tokens, and bytes of its KV cache; nothing is run."""
+        chosen: list[Pattern] = [Full() if text is None else parse(text) for text in patterns]
+        pairs = {pattern: pattern.pairs(tokens) for pattern in {*chosen, Full()}}
+        mapping = dict(enumerate(chosen))
+        return Cost(
+            kept_pairs=sum(pairs[pattern] for pattern in chosen),
+            dense_pairs=pairs[Full()] * len(chosen),
+            cache_bytes=cache_bytes(self.model, tokens, mapping),
+            dense_cache_bytes=cache_bytes(self.model, tokens),
+        )
+
+    @torch.inference_mode()
+    def read(self, tokens: Sequence[int], *, scored: Sequence[range] = (), answer_tokens: int = 16) -> Reading:
+        """Read a prompt, score the tokens at the positions in `scored`, and answer greedily.
+
+        Args:
+            tokens: The prompt, chat template included.
+            scored: Positions in the prompt, from 1 on, whose tokens' surprise is summed.
+            answer_tokens: The most tokens to write; 0: none.
+
+        Raises:
+            ValueError: no tokens, a scored position outside the prompt, or more tokens than the model's context.
+        """
+        self._check(tokens, scored, answer_tokens)
+        ids = torch.tensor([list(tokens)], device=self.model.device)
+        cache = DynamicCache()
+        start = time.perf_counter()
+        with _watched(self.model.get_decoder()) as seen:
+            logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+            first = int(logits.argmax())  # waits for the device
+        seconds = time.perf_counter() - start
+        surprise, count = self._surprise(seen[0], ids[0], logits, scored) if scored else (0.0, 0)
+        answer = self._write(first, cache, answer_tokens)
+        return Reading(answer, seconds, surprise, count)
+
+    def _check(self, tokens: Sequence[int], scored: Sequence[range], answer_tokens: int) -> None:
+        if not tokens:
+            raise ValueError("tokens must hold at least one token, got none")
+        if len(tokens) + answer_tokens > self.context:
+            raise ValueError(f"{len(tokens):,} tokens and an answer of {answer_tokens} exceed the model's context of "
+                             f"{self.context:,} tokens")  # fmt: skip
+        for part in scored:
+            if len(part) and not 1 <= min(part) <= max(part) < len(tokens):
+                raise ValueError(f"scored must name positions 1 to {len(tokens) - 1} of the prompt, got {part}")
+
+    def _surprise(
+        self, hidden: Float[Tensor, "1 T C"], ids: Int[Tensor, " T"], last: Float[Tensor, "1 V"], scored: Sequence[range]
+    ) -> tuple[float, int]:
+        """Sum of -ln p over the scored tokens. The logits exist for a chunk of positions at a time."""
+        head = self.model.get_output_embeddings()
+        if not torch.allclose(head(hidden[:, -1]).float(), last.float(), rtol=1e-2, atol=1e-2):
+            raise NotImplementedError(
+                f"{type(self.model).__name__} changes its logits after the output layer (a soft cap or a scale), which "
+                "scoring does not support"
+            )
+        at = torch.tensor([position for part in scored for position in part], device=ids.device)
+        total = 0.0
+        for chunk in at.split(HEAD_CHUNK):
+            logits = head(hidden[0, chunk - 1]).float()
+            total += float(nn.functional.cross_entropy(logits, ids[chunk], reduction="sum"))
+        return total, len(at)
+
+    def _write(self, first: int, cache: DynamicCache, most: int) -> str:
+        written: list[int] = []
+        while len(written) < most and first not in self._stop:
+            written.append(first)
+            if len(written) < most:
+                ids = torch.tensor([[first]], device=self.model.device)
+                logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True).logits
+                first = int(logits[0, -1].argmax())
+        return str(self.tokenizer.decode(written, skip_special_tokens=True)).strip()
+
+
+def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    named = getattr(model.generation_config, "eos_token_id", None)
+    listed = named if isinstance(named, list) else [named]
+    return frozenset(token for token in [*listed, tokenizer.eos_token_id] if token is not None)
+
+
+@contextmanager
+def _watched(decoder: nn.Module) -> Iterator[list[Tensor]]:
+    """The decoder's last hidden states, caught on their way to the output layer."""
+    seen: list[Tensor] = []
+    hook = decoder.register_forward_hook(lambda module, args, output: seen.append(output[0]))
+    try:
+        yield seen
+    finally:
+        hook.remove()
