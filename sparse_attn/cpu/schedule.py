@@ -9,6 +9,7 @@ rows) are cut out of the regular runs, so that their long interval is read for t
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -109,7 +110,7 @@ class _DocumentWalk:
             breaks = np.concatenate([own[np.diff(own, prepend=-2) > 1], own[np.diff(own, append=1 << 62) > 1] + 1])
             cuts.update(breaks.tolist())
         edges = sorted(cuts)
-        yield from zip(edges[:-1], edges[1:], strict=True)
+        yield from pairwise(edges)
 
     def _span(self, start: int, stop: int) -> tuple[Positions, Positions]:
         first = self.document.first_position

@@ -1,6 +1,6 @@
 """`attention`: the one public call, over whichever implementation serves the device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -80,7 +80,7 @@ def attention(
     return (out, lse) if return_lse else out
 
 
-def _implementation(name: str | None, q: Tensor):  # noqa: ANN202  # a function of Call; see the two below
+def _implementation(name: str | None, q: Tensor) -> Callable[[Call], tuple[Tensor, Tensor]]:
     if name is None:
         if q.device.type != "cpu":
             raise NotImplementedError(

@@ -92,22 +92,20 @@ def check_call(
         scale = q.shape[-1] ** -0.5
     elif isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
         raise ValueError(f"scale must be a finite number or None, got {scale!r}")
-    tensors = [q, k, v, extra_k, extra_v]
     if packed:
-        tensors = [None if tensor is None else tensor[None] for tensor in tensors]
-    batched_q, batched_k, batched_v, batched_extra_k, batched_extra_v = tensors
-    assert batched_q is not None and batched_k is not None and batched_v is not None
+        q, k, v = q[None], k[None], v[None]
+        extra_k, extra_v = (None if extra is None else extra[None] for extra in (extra_k, extra_v))
     return Call(
-        q=batched_q,
-        k=batched_k,
-        v=batched_v,
+        q=q,
+        k=k,
+        v=v,
         patterns=patterns,
         causal=bool(causal),
         scale=float(scale),
         cu_seqlens_q=tuple(q_bounds) if q_bounds is not None else None,
         cu_seqlens_k=tuple(k_bounds or q_bounds or ()) if packed else None,
-        extra_k=batched_extra_k,
-        extra_v=batched_extra_v,
+        extra_k=extra_k,
+        extra_v=extra_v,
         examples=examples,
     )
 

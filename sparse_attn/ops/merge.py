@@ -48,7 +48,9 @@ def merge(
 
 def _check(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> None:
     if len(outs) == 0 or len(outs) != len(lses):
-        raise ValueError(f"merge: outs and lses must name the same parts, at least one, got {len(outs)} and {len(lses)}")
+        raise ValueError(
+            f"merge: outs and lses must name the same parts, at least one, got {len(outs)} and {len(lses)}"
+        )
     for index, (out, lse) in enumerate(zip(outs, lses, strict=True)):
         if out.shape != outs[0].shape or out.dtype != outs[0].dtype or out.device != outs[0].device:
             raise ValueError(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from .pattern import Pattern
 
 
 class Document(NamedTuple):
@@ -51,7 +54,9 @@ def split_documents(
         n_queries = _length("n_queries", n_queries)
         n_keys = n_queries if n_keys is None else _length("n_keys", n_keys)
         if n_queries > n_keys:
-            raise ValueError(f"n_queries must be at most n_keys {n_keys} (queries are the last positions), got {n_queries}")
+            raise ValueError(
+                f"n_queries must be at most n_keys {n_keys} (queries are the last positions), got {n_queries}"
+            )
         return (Document(0, n_queries, 0, n_keys),)
     q_bounds = _boundaries("cu_seqlens_q", cu_seqlens_q, "n_queries", n_queries)
     if cu_seqlens_k is None:
@@ -68,9 +73,18 @@ def split_documents(
     for index, document in enumerate(documents):
         if document.n_queries > document.n_keys:
             raise ValueError(
-                f"cu_seqlens_q gives document {index} {document.n_queries} queries, more than its {document.n_keys} keys"
+                f"cu_seqlens_q gives document {index} {document.n_queries} queries, more than its {document.n_keys} "
+                "keys"
             )
     return documents
+
+
+def check_examples(pattern: Pattern, documents: Sequence[Document], *, packed: bool) -> None:
+    """Raise a ValueError if the pattern lists positions for another number of documents than there are."""
+    if packed and pattern.examples not in (None, len(documents)):
+        raise ValueError(
+            f"pattern lists Global positions for {pattern.examples} documents, but cu_seqlens_q names {len(documents)}"
+        )
 
 
 def _length(name: str, value: int) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .documents import Document, split_documents
+from .documents import Document, check_examples, split_documents
 from .parts import BlockList, Chunk, Columns, DilatedPass, FullRows, Interval, Positions, span_bounds
 from .pattern import Lengths, Pattern, Within
 from .random_blocks import draw_blocks
@@ -56,7 +56,8 @@ class Layout:
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        return self.blocks.nbytes + sum(part.nbytes for part in (*self.columns, *self.lists, *self.full_rows))
+        parts = [part.nbytes for kind in (self.columns, self.lists, self.full_rows) for part in kind]
+        return self.blocks.nbytes + sum(parts)
 
     def interval_tiles(self) -> NDArray[np.int64]:
         """Key tiles of each query block's interval, ``[query blocks, 4]``: computed here, not stored.
@@ -103,10 +104,7 @@ def build_layout(
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
     documents = split_documents(n_queries, n_keys, cu_seqlens_q, cu_seqlens_k)
-    if cu_seqlens_q is not None and pattern.examples not in (None, len(documents)):
-        raise ValueError(
-            f"pattern lists Global positions for {pattern.examples} documents, but cu_seqlens_q names {len(documents)}"
-        )
+    check_examples(pattern, documents, packed=cu_seqlens_q is not None)
     groups = _Groups(pattern, causal)
     geometry = Layout(
         n_queries=documents[-1].q_stop if documents else 0,

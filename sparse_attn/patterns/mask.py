@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .documents import split_documents
+from .documents import check_examples, split_documents
 from .pattern import Lengths, Pattern
 
 
@@ -19,10 +19,7 @@ def dense_mask(
 ) -> NDArray[np.bool_]:
     """The mask ``[T, S]``; see `Pattern.mask`."""
     documents = split_documents(n_queries, n_keys, cu_seqlens_q, cu_seqlens_k)
-    if cu_seqlens_q is not None and pattern.examples not in (None, len(documents)):
-        raise ValueError(
-            f"pattern lists Global positions for {pattern.examples} documents, but cu_seqlens_q names {len(documents)}"
-        )
+    check_examples(pattern, documents, packed=cu_seqlens_q is not None)
     keep = np.zeros((documents[-1].q_stop, documents[-1].k_stop) if documents else (0, 0), dtype=bool)
     for index, document in enumerate(documents):
         own = pattern if cu_seqlens_q is None else pattern.example(index)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .documents import Document, split_documents
+from .documents import Document, check_examples, split_documents
 from .pattern import Lengths, Pattern, Within
 from .random_blocks import draw_blocks
 from .terms import Anchors, Chunked, Dilated, Full, Global, Random, Sinks, Strided, Term, Window
@@ -55,10 +55,7 @@ def count_pairs(
 ) -> int:
     """The number of pairs that the pattern keeps; see `Pattern.pairs`."""
     documents = split_documents(n_queries, n_keys, cu_seqlens_q, cu_seqlens_k)
-    if cu_seqlens_q is not None and pattern.examples not in (None, len(documents)):
-        raise ValueError(
-            f"pattern lists Global positions for {pattern.examples} documents, but cu_seqlens_q names {len(documents)}"
-        )
+    check_examples(pattern, documents, packed=cu_seqlens_q is not None)
     counted: dict[tuple[Pattern, int, int], int] = {}
     total = 0
     for index, document in enumerate(documents):

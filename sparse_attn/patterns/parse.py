@@ -25,7 +25,7 @@ _TERMS: dict[str, type[terms.Term]] = {
 def parse(text: str) -> Pattern:
     """The pattern that a text describes: terms, joined by ``|``, optionally cut by ``.within(window(n))``.
 
-    A term is written as its class is called: ``window(64, right=0)``, ``dilated(8, 4)``, ``strided(32, rows="strided")``,
+    A term is written as its class is called: ``window(64, right=0)``, ``dilated(8, 4)``, ``strided(32, offset=31)``,
     ``global((0, 100))``, ``random(3, seed=1)``, ``full()``. Capitals do not matter; nothing is evaluated as Python.
 
     Raises:

@@ -26,7 +26,7 @@ Lengths = Sequence[int] | NDArray[np.integer]
 class Pattern(ABC):
     """The keys that each query may look at; immutable, hashable, equal by value.
 
-    Build one from terms with ``|`` (``Window(2048) | Sinks(4)``) or from text with ``parse("window(2048) | sinks(4)")``;
+    Build one from terms with ``|`` (``Window(2048) | Sinks(4)``) or from text (``parse("window(2048) | sinks(4)")``);
     ``repr`` gives that text back. In a sequence of S keys, query t of T stands at position S - T + t.
     """
 
@@ -47,7 +47,7 @@ class Pattern(ABC):
         A key stays if this pattern and `window` both keep it: a model's own sliding window stays in force.
 
         >>> Sinks(4).within(Window(8)).mask(10)[9].nonzero()[0].tolist()
-        []
+        [2, 3]
         """
         cut = tuple(dict.fromkeys(_cut(term, window) for term in self.terms))
         return cut[0] if len(cut) == 1 else Union(cut)
@@ -187,9 +187,7 @@ class Within(Pattern):
     def example(self, index: int) -> Within:
         return Within(self.term.example(index), self.limit)
 
-    def keeps(
-        self, i: NDArray[np.int64], j: NDArray[np.int64], n_keys: int, causal: bool
-    ) -> NDArray[np.bool_]:
+    def keeps(self, i: NDArray[np.int64], j: NDArray[np.int64], n_keys: int, causal: bool) -> NDArray[np.bool_]:
         """The term's rule and the window's, for query positions i and key positions j."""
         return self.term.keeps(i, j, n_keys, causal) & self.limit.keeps(i, j, n_keys, causal)
 

@@ -10,9 +10,7 @@ from .terms import Random
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def draw_blocks(
-    term: Random, query_blocks: NDArray[np.int64], n_keys: int, causal: bool
-) -> NDArray[np.int64]:
+def draw_blocks(term: Random, query_blocks: NDArray[np.int64], n_keys: int, causal: bool) -> NDArray[np.int64]:
     """The key blocks drawn by each query block ``[N]``, as ``[N, <= blocks]``; -1 where fewer could be drawn.
 
     Floyd's algorithm over SplitMix64, as `Random` documents it.

@@ -68,13 +68,7 @@ def _farthest(pattern: Pattern, layers: int, causal: bool) -> int | None:
             case Window():
                 span = (_least(term.left - 1, back), _least(term.ahead, ahead))
             case Dilated():
-                span = tuple(
-                    None if hop is None else hop // term.dilation * term.dilation
-                    for hop in (
-                        _least(None if term.window is None else (term.window - 1) * term.dilation, bound)
-                        for bound in (back, ahead)
-                    )
-                )
+                span = (_dilated_hop(term, back), _dilated_hop(term, ahead))
             case Chunked():
                 chunks.append((term.size, _or(back, term.size), _or(ahead, term.size)))
                 continue
@@ -97,6 +91,11 @@ def _farthest(pattern: Pattern, layers: int, causal: bool) -> int | None:
     return (travelled if causal else max(travelled, int((high - start).max()))) + 1
 
 
+def _dilated_hop(term: Dilated, bound: int | None) -> int | None:
+    hop = _least(None if term.window is None else (term.window - 1) * term.dilation, bound)
+    return None if hop is None else hop // term.dilation * term.dilation
+
+
 def _or(value: int | None, default: int) -> int:
     return default if value is None else value
 
@@ -106,8 +105,10 @@ def _chunk_ends(at: NDArray[np.int64], chunks: list[tuple[int, int, int]], ahead
     end = at
     for size, back, forth in chunks:
         start = at // size * size
-        end = np.maximum(end, np.minimum(start + size - 1, at + forth)) if ahead else np.minimum(
-            end, np.maximum(start, at - back)
+        end = (
+            np.maximum(end, np.minimum(start + size - 1, at + forth))
+            if ahead
+            else np.minimum(end, np.maximum(start, at - back))
         )
     return end
 
@@ -128,7 +129,7 @@ def _layers_to_any(pattern: Pattern, causal: bool) -> int | None:
     hop = max([_hop(term, back, ahead) for term, back, ahead in clauses], default=0)
     period = math.lcm(*(_term_period(term) for term, _, _ in clauses))
     stretch = period + max((term.dilation for term in unlimited if isinstance(term, Dilated)), default=0)
-    most_layers = 3 + stretch // max(hop, 1)
+    most_layers = 3 + 2 * -(-stretch // max(hop, 1))  # crawl to a grid, jump along it, and crawl from it
     if period * most_layers > _WORK_LIMIT:
         return None
     side = (most_layers + 1) * hop + 2 * stretch
@@ -168,7 +169,7 @@ def _hop(term: Term, back: int | None, ahead: int | None) -> int:
         case Chunked():
             return term.size - 1
         case Dilated(window=int()):
-            return (term.window - 1) * term.dilation
+            return _or(_dilated_hop(term, None), 0)
         case _:
             return 0 if back is None or ahead is None else max(back, ahead)
 

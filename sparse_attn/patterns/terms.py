@@ -42,7 +42,7 @@ class Term(Pattern):
         raise NotImplementedError(f"{type(self).__name__} has no rule for single keys")
 
     def __repr__(self) -> str:
-        given = []
+        given: list[str] = []
         for field in fields(self):  # type: ignore[arg-type]  # every term is a dataclass
             value = getattr(self, field.name)
             if value == field.default:

@@ -10,7 +10,6 @@ from sparse_attn.cpu import schedule as schedule_module
 from sparse_attn.cpu.schedule import PatternSchedule
 from sparse_attn.cpu.tiles import EXTRA, SEQUENCE
 from sparse_attn.patterns import Anchors, Full, Global, Pattern, Random, Sinks, Strided, Window
-
 from tests.patterns.strategies import lengths, packed, patterns
 
 
@@ -86,5 +85,7 @@ def test_every_query_reads_its_row_of_extra_keys(bounds: tuple[list[int], list[i
 )
 def test_little_is_read_in_vain(pattern: Pattern, times_kept: float) -> None:
     n = 2048
-    read = sum(len(block) * len(piece) for block in PatternSchedule(pattern, n, n, causal=True) for piece in block.pieces)
+    read = sum(
+        len(block) * len(piece) for block in PatternSchedule(pattern, n, n, causal=True) for piece in block.pieces
+    )
     assert read <= times_kept * pattern.pairs(n)

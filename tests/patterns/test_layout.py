@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sparse_attn.patterns import Dilated, Full, Global, Layout, Pattern, Random, Sinks, Strided, Window, parse
-
 from tests.patterns.strategies import lengths, packed, patterns
 
 
@@ -48,9 +47,9 @@ def _keys_of_query(layout: Layout, number: int, d: int, i: int, n_keys: int) -> 
         for j in range(i % step.dilation, n_keys, step.dilation):
             hops = (i - j) // step.dilation
             left, right = step.left, step.right
-            if (left is None or hops < left) and (right is None or hops >= -right):
-                if step.residue is None or step.residue == j % step.dilation:
-                    keys.add(j)
+            is_near = (left is None or hops < left) and (right is None or hops >= -right)
+            if is_near and step.residue in (None, j % step.dilation):
+                keys.add(j)
     return keys
 
 
@@ -72,9 +71,7 @@ def test_layout_of_packed_documents(pattern: Pattern, bounds: tuple[list[int], l
 
 
 @given(patterns(), lengths(), st.booleans())
-def test_the_transpose_lists_the_same_pairs_of_blocks(
-    pattern: Pattern, shape: tuple[int, int], causal: bool
-) -> None:
+def test_the_transpose_lists_the_same_pairs_of_blocks(pattern: Pattern, shape: tuple[int, int], causal: bool) -> None:
     for blocks in pattern.layout(*shape, 16, 16, causal=causal).lists:
         rows = np.repeat(np.arange(len(blocks.indptr) - 1), np.diff(blocks.indptr))
         columns = np.repeat(np.arange(len(blocks.transpose_indptr) - 1), np.diff(blocks.transpose_indptr))
@@ -96,10 +93,12 @@ def test_interval_tiles_hold_the_interval_and_inner_tiles_need_no_mask(
         layout.blocks.tolist(), layout.interval_tiles().tolist(), strict=True
     ):
         low, high = layout.interval.bounds(np.arange(start, stop) + document.first_position, document.n_keys)
-        assert first * block_k <= low.min() and high.max() <= last * block_k
+        assert first * block_k <= low.min()
+        assert high.max() <= last * block_k
         assert first <= inner_first <= inner_last <= last
         if inner_first < inner_last:
-            assert low.max() <= inner_first * block_k and inner_last * block_k <= high.min()
+            assert low.max() <= inner_first * block_k
+            assert inner_last * block_k <= high.min()
 
 
 def test_terms_fall_into_the_parts_that_serve_them() -> None:

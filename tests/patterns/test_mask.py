@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given
 
 from sparse_attn.patterns import Anchors, Chunked, Dilated, Full, Global, Pattern, Random, Sinks, Strided, Window
-
 from tests.patterns.strategies import lengths, packed, patterns, windows
 
 RULES = {

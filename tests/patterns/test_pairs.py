@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given, settings
 
 from sparse_attn.patterns import Dilated, Full, Global, Pattern, Random, Sinks, Strided, Window
-
 from tests.patterns.strategies import lengths, packed, patterns
 
 

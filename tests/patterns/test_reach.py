@@ -1,0 +1,90 @@
+"""Reach against boolean matrix powers of the mask, on sequences long enough that their ends do not matter."""
+
+import numpy as np
+import pytest
+
+from sparse_attn.patterns import Global, Pattern, Random, Reach, Sinks, Window, parse
+
+
+def powers(pattern: Pattern, n: int, layers: int, causal: bool) -> np.ndarray:
+    """reached[l, i, j]: whether key j's information is at position i after l + 1 layers."""
+    hop = pattern.mask(n, causal=causal).astype(np.float32)
+    reached = [hop]
+    for _ in range(layers - 1):
+        reached.append(np.minimum(hop @ reached[-1], 1.0))
+    return np.stack(reached) > 0
+
+
+BOUNDED = [
+    "window(5)",
+    "window(3, right=9)",
+    "chunked(7)",
+    "dilated(3, 4)",
+    "window(4) | chunked(9)",
+    "window(4) | dilated(3, 5)",
+    "chunked(6) | chunked(4)",
+    "chunked(8) | dilated(2, 5)",
+    "full().within(window(6))",
+    "chunked(10).within(window(4)) | window(2)",
+    "dilated(None, 3).within(window(8))",
+]
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+@pytest.mark.parametrize("text", BOUNDED)
+def test_tokens_is_the_farthest_that_information_travels(text: str, causal: bool) -> None:
+    pattern = parse(text)
+    n, layers = 260, 5
+    reached = powers(pattern, n, layers, causal)
+    i, j = np.indices((n, n))
+    for layer in range(layers):
+        farthest = np.abs(i - j)[reached[layer]].max() + 1
+        assert pattern.reach(layer + 1, causal=causal).tokens == farthest
+    assert pattern.reach(1, causal=causal).layers_to_any is None
+
+
+TO_ANY = [
+    ("full()", 1),
+    ("window(8) | strided(8)", 2),
+    ("window(5) | strided(9)", 3),
+    ("window(2) | strided(6)", 6),
+    ("chunked(8) | strided(8, offset=7)", 2),
+    ("window(6) | dilated(None, 6)", 2),
+    ("window(3) | dilated(None, 6)", 4),
+    ("window(4) | strided(8, rows='strided')", 7),
+    ("dilated(None, 4)", None),
+    ("strided(4)", None),
+    ("dilated(4, 4) | strided(8)", None),
+    ("window(8) | sinks(4)", None),
+    ("(window(8) | strided(8)).within(window(12))", None),
+]
+
+
+@pytest.mark.parametrize(("text", "known"), TO_ANY)
+def test_layers_to_any_is_when_every_pair_is_reached(text: str, known: int | None) -> None:
+    pattern = parse(text)
+    for causal in (True, False):
+        got = pattern.reach(4, causal=causal).layers_to_any
+        if causal:
+            assert got == known
+        # 24 layers and 400 tokens: bounded hops alone cannot cover the distance between the two stretches looked at.
+        n, layers = 400, 24
+        reached = powers(pattern, n, layers, causal)
+        wanted = np.ones((n, n), bool) if not causal else np.tri(n, dtype=bool)
+        inner = np.zeros((n, n), bool)
+        inner[40:360, 40:120] = inner[40:120, 40:360] = True
+        covered = [bool((reached[layer] | ~(wanted & inner)).all()) for layer in range(layers)]
+        assert got == (covered.index(True) + 1 if any(covered) else None)
+
+
+def test_keys_at_fixed_positions_reach_far_but_carry_only_themselves() -> None:
+    assert (Window(8) | Sinks(4)).reach(3) == Reach(3, None, None)
+    assert (Window(8) | Global([0])).reach(3) == Reach(3, None, None)
+    assert (Window(8) | Global([0])).reach(3, causal=False) == Reach(3, None, 2)
+    assert (Window(8) | Random(3)).reach(3, causal=False) == Reach(3, None, None)
+
+
+@pytest.mark.parametrize("layers", [0, -1, 2.5, True, "3"])
+def test_layers_must_be_a_positive_integer(layers: object) -> None:
+    with pytest.raises(ValueError, match="layers must be a positive integer"):
+        Window(4).reach(layers)  # type: ignore[arg-type]
