@@ -3,6 +3,7 @@
 A row is a query, a column a key; the first token is top left. SVG, so that a change of a pattern shows in a diff.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ UNION = [Window(12), Sinks(3), Strided(16)]
 UNION_TOKENS = 96
 
 
-def draw(terms: list[Pattern], tokens: int, width: int) -> str:
+def draw(terms: Sequence[Pattern], tokens: int, width: int) -> str:
     """An SVG of what the terms keep causally; a pair that two terms keep has the colour of the first."""
     taken = np.zeros((tokens, tokens), dtype=bool)
     seen = np.tri(tokens, dtype=bool)
