@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 from jaxtyping import install_import_hook
 
-import sparse_attn.testing.signatures  # the hook below names it, and finds it only if it is loaded
+from sparse_attn.testing.signatures import check_on_return
 
 # Rooms of tensors. Not `kernels`: Triton compiles a jit function from its own source, which a wrapper would hide.
 CHECKED_ROOMS = ["cache", "cpu", "hf", "models", "nn", "ops", "reference"]
 
-install_import_hook([f"sparse_attn.{room}" for room in CHECKED_ROOMS], "sparse_attn.testing.signatures.check_on_return")
+CHECKER = f"{check_on_return.__module__}.{check_on_return.__name__}"
+
+install_import_hook([f"sparse_attn.{room}" for room in CHECKED_ROOMS], CHECKER)
 
 
 @pytest.fixture(autouse=True)
