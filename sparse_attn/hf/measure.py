@@ -97,12 +97,12 @@ class HfReader:
         """Pairs of a prefill of that many tokens, and bytes of its KV cache; nothing is run."""
         chosen: list[Pattern] = [Full() if text is None else parse(text) for text in patterns]
         pairs = {pattern: pattern.pairs(tokens) for pattern in {*chosen, Full()}}
-        mapping = dict(enumerate(chosen))
+        cache = cache_bytes(self.model, dict(enumerate(chosen)), tokens)
         return Cost(
             kept_pairs=sum(pairs[pattern] for pattern in chosen),
             dense_pairs=pairs[Full()] * len(chosen),
-            cache_bytes=cache_bytes(self.model, tokens, mapping),
-            dense_cache_bytes=cache_bytes(self.model, tokens),
+            cache_bytes=cache.needed,
+            dense_cache_bytes=cache.allocated,
         )
 
     @torch.inference_mode()
@@ -140,7 +140,11 @@ class HfReader:
                 raise ValueError(f"scored must name positions 1 to {len(tokens) - 1} of the prompt, got {part}")
 
     def _surprise(
-        self, hidden: Float[Tensor, "1 T C"], ids: Int[Tensor, " T"], last: Float[Tensor, "1 V"], scored: Sequence[range]
+        self,
+        hidden: Float[Tensor, "1 T C"],
+        ids: Int[Tensor, " T"],
+        last: Float[Tensor, "1 V"],
+        scored: Sequence[range],
     ) -> tuple[float, int]:
         """Sum of -ln p over the scored tokens. The logits exist for a chunk of positions at a time."""
         head = self.model.get_output_embeddings()

@@ -1,0 +1,28 @@
+"""The model that a command reads with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .console import remarks, waiting
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load(name: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The named model, or the embedded default, on the CPU: attention through patterns has no other kernels yet.
+
+    Raises:
+        ValueError: what `sparse_attn.hf.load_model` refuses.
+    """
+    with waiting("loading torch and transformers"):
+        from transformers.utils import logging
+
+        from ..hf import load_model
+
+    # Their bars and warnings would stand between ours; what goes wrong is raised.
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    with waiting("loading the model" if name is None else f"loading {name}"):
+        return load_model(name, report=lambda what: remarks().print(what, style="dim", soft_wrap=True))

@@ -1,0 +1,21 @@
+"""What `sparse-attn demo` compares: its rows, lengths and depths."""
+
+from __future__ import annotations
+
+from .comparison import Row
+
+# Layers of SmolLM2-135M-Instruct that keep full attention in the last row. `scripts/search_layer_mapping.py` found them
+# by measurement: with these, window and sinks in the other layers lose the fewest needles for the pairs that they save.
+FULL_LAYERS: tuple[int, ...] = (5, 11, 17, 23, 29)
+
+ROWS = (
+    Row("dense", None),
+    Row("window", "window(512)"),
+    Row("window + sinks", "window(512) | sinks(4)"),
+    Row("window + sinks + strided", "window(512) | sinks(4) | strided(32)"),
+    Row("window + sinks, some layers full", "window(512) | sinks(4)", FULL_LAYERS),
+)
+
+LENGTHS = (1024, 2048, 4096)
+LONG_LENGTH = 8160  # the model's 8,192, less room for the answer
+DEPTHS = (0.1, 0.5, 0.9)
