@@ -1,5 +1,6 @@
 """Every Python block of the README runs, in order, as a reader would paste it."""
 
+import os
 import re
 import subprocess
 import sys
@@ -14,7 +15,12 @@ def test_python_blocks_run(tmp_path):
     blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     assert blocks, "the README shows no Python"
     done = subprocess.run(
-        [sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", "\n".join(blocks)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(README.parent)},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
 
