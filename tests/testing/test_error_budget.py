@@ -23,7 +23,7 @@ def test_plain_pytorch_is_within_its_own_budget(sum_of_products):
 
 def test_three_times_the_error_is_too_much(sum_of_products):
     oracle, plain = sum_of_products
-    worse = oracle + 3 * (plain.double() - oracle).abs().max() + 2 * FLOORS[plain.dtype]
+    worse = oracle + 3 * (plain.double() - oracle).abs().max() + 2 * FLOORS[plain.dtype] * oracle.abs().max()
     with pytest.raises(AssertionError, match="product errs by"):
         assert_within_budget("product", worse.to(plain.dtype), oracle, plain)
 
@@ -31,10 +31,13 @@ def test_three_times_the_error_is_too_much(sum_of_products):
 def test_an_exact_baseline_leaves_the_floor_only():
     oracle = torch.ones(3, dtype=torch.float64)
     plain = torch.ones(3)
-    assert_within_budget("ones", plain + 5e-7, oracle, plain)
+    floor = FLOORS[torch.float32]
+    assert_within_budget("ones", plain + 0.5 * floor, oracle, plain)
     with pytest.raises(AssertionError, match=r"at \(0,\)"):
-        assert_within_budget("ones", plain + 5e-6, oracle, plain)
-    assert_within_budget("ones", plain + 5e-6, oracle, plain, floor=1e-5)
+        assert_within_budget("ones", plain + 2 * floor, oracle, plain)
+    assert_within_budget("ones", plain + 2 * floor, oracle, plain, floor=3 * floor)
+    assert_within_budget("tens", 10 * plain + 5 * floor, 10 * oracle, 10 * plain)
+    assert_within_budget("tenths", 0.1 * plain + 0.5 * floor, 0.1 * oracle, 0.1 * plain)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
