@@ -1,0 +1,176 @@
+"""Padding, caches and packed documents: whatever the batch looks like, a row's tokens attend as they would alone."""
+
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache
+
+from sparse_attn import Chunked, Dilated, Full, Global, Random, Sinks, Strided, Window
+from sparse_attn.hf import sparsify
+
+# Every term, each with something that counts from the start of the document.
+PATTERNS = {
+    "full": Full(),
+    "sinks": Window(5) | Sinks(3),
+    "strided": Window(2) | Strided(6, offset=1),
+    "strided-rows": Window(2) | Strided(4, offset=3, rows="strided"),
+    "chunked": Chunked(9) | Sinks(1),
+    "dilated": Dilated(3, 4) | Global((2, 30)),
+    "random": Window(2) | Random(1, seed=3, block=4),
+}
+LAYOUTS = {
+    "left": lambda n, real: [False] * (n - real) + [True] * real,
+    "right": lambda n, real: [True] * real + [False] * (n - real),
+}
+
+
+@pytest.fixture(params=PATTERNS.values(), ids=PATTERNS)
+def pattern(request):
+    return request.param
+
+
+def _padded(layout: str, n: int, *lengths: int) -> torch.Tensor:
+    return torch.tensor([LAYOUTS[layout](n, length) for length in lengths])
+
+
+def _positions(real):
+    return (real.long().cumsum(1) - 1).clamp(min=0)
+
+
+def _read_in_pieces(model, ids, cache, pieces, real=None):
+    """Logits of a sequence that is read piece by piece into a cache."""
+    done, logits = 0, []
+    for size in pieces:
+        new = slice(done, done + size)
+        extra = {}
+        if real is not None:
+            extra = {"attention_mask": real[:, : new.stop].long(), "position_ids": _positions(real)[:, new]}
+        logits.append(model(ids[:, new], past_key_values=cache, use_cache=True, **extra).logits)
+        done += size
+    assert done == ids.shape[1]
+    return torch.cat(logits, 1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_padding(family, ids, pattern, layout, same):
+    ids = torch.cat([ids, ids.flip(1)])[:3]
+    real = _padded(layout, 40, 40, 23, 1)
+    model = sparsify(family.dense(), pattern, implementation="reference")
+    with torch.no_grad():
+        got = model(ids, attention_mask=real.long(), position_ids=_positions(real)).logits
+        same("logits", got[real], family.expected(ids, pattern, real).logits[real])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_under_padding(family, ids, layout, same):
+    pattern, real = Window(5) | Sinks(2), _padded(layout, 40, 40, 23)
+    predicted = real.clone()
+    predicted[:, 1:] &= real[:, :-1]  # not a row's first token: padding, which no result is defined for, predicts it
+    labels = ids.masked_fill(~predicted, -100)
+    model = sparsify(family.dense().train(), pattern, implementation="reference")
+    model(
+        ids, attention_mask=real.long(), position_ids=_positions(real), labels=labels, use_cache=False
+    ).loss.backward()
+    judge = family.dense()
+    family.dense = lambda: judge
+    family.expected(ids, pattern, real, labels=labels).loss.backward()
+    for (name, got), expected in zip(model.named_parameters(), judge.parameters(), strict=True):
+        same(f"gradient of {name}", got.grad, expected.grad)
+
+
+def test_a_row_attends_as_it_would_alone(family, ids, pattern, same):
+    real = _padded("left", 40, 31, 40)
+    model = sparsify(family.dense(), pattern, implementation="reference")
+    with torch.no_grad():
+        batched = model(ids, attention_mask=real.long(), position_ids=_positions(real)).logits
+        same("logits", batched[:1, 9:], model(ids[:1, 9:]).logits)
+
+
+def test_a_row_of_nothing_but_padding(make_family, ids, same):
+    real = _padded("left", 40, 0, 40)
+    model = sparsify(make_family("llama").dense(), Window(5) | Sinks(1), implementation="reference")
+    with torch.no_grad():
+        got = model(ids, attention_mask=real.long()).logits
+        same("logits", got[1:], model(ids[1:]).logits)
+        assert torch.isfinite(got).all()
+        assert torch.isfinite(model(ids, attention_mask=torch.zeros_like(ids)).logits).all()
+
+
+CACHES = {
+    "dynamic": lambda model: DynamicCache(config=model.config),  # sliding layers drop keys, as by default
+    "keeps-all": lambda model: DynamicCache(),
+    "static": lambda model: StaticCache(config=model.config, max_cache_len=45),
+}
+
+
+@pytest.mark.parametrize("cache", CACHES.values(), ids=CACHES)
+def test_reading_in_pieces_equals_reading_at_once(family, ids, pattern, cache, same):
+    model = sparsify(family.dense(), pattern, implementation="reference")
+    with torch.no_grad():
+        expected = family.expected(ids, pattern).logits
+        same("logits", _read_in_pieces(model, ids, cache(model), [13, 1, 1, 17, 1, 3, 1, 1, 2]), expected)
+
+
+@pytest.mark.parametrize("cache", CACHES.values(), ids=CACHES)
+def test_reading_token_by_token_equals_reading_at_once(family, ids, cache, same):
+    pattern = {0: Window(5) | Sinks(3), 1: Strided(6) | Window(2), 3: Chunked(9)}
+    model = sparsify(family.dense(), pattern)
+    with torch.no_grad():
+        same("logits", _read_in_pieces(model, ids, cache(model), [1] * 40), family.expected(ids, pattern).logits)
+
+
+@pytest.mark.parametrize("cache", CACHES.values(), ids=CACHES)
+def test_left_padding_in_pieces(family, ids, pattern, cache, same):
+    real = _padded("left", 40, 40, 27)
+    model = sparsify(family.dense(), pattern, implementation="reference")
+    with torch.no_grad():
+        got = _read_in_pieces(model, ids, cache(model), [15, 1, 16, 1, 1, 6], real)
+        same("logits", got[real], family.expected(ids, pattern, real).logits[real])
+
+
+def test_padding_between_the_tokens_of_a_row(make_family, ids, pattern, same):
+    """A right-padded prompt that goes on: positions count the real tokens, as `generate` counts them for RoPE."""
+    real = torch.ones_like(ids, dtype=torch.bool)
+    real[0, 12:20] = False
+    family = make_family("llama")
+    model = sparsify(family.dense(), pattern, implementation="reference")
+    with torch.no_grad():
+        got = _read_in_pieces(model, ids, DynamicCache(), [20, 1, 19], real)
+        same("logits", got[real], family.expected(ids, pattern, real).logits[real])
+
+
+def test_one_list_of_global_positions_for_each_row(make_family, ids, same):
+    family = make_family("qwen3")
+    pattern = Window(2) | Global(((0, 5), (11,)))
+    model = sparsify(family.dense(), pattern, implementation="reference")
+    real = _padded("left", 40, 40, 27)
+    with torch.no_grad():
+        same("logits", model(ids).logits, family.expected(ids, pattern).logits)
+        got = model(ids, attention_mask=real.long(), position_ids=_positions(real)).logits
+        same("logits", got[real], family.expected(ids, pattern, real).logits[real])
+
+
+def test_packed_documents_by_position_ids(family, ids, pattern, same):
+    """Rows that hold several documents each: transformers reads position_ids that restart as their boundaries."""
+    bounds = [[0, 11, 12, 40], [0, 33, 40]]
+    position_ids = torch.tensor(
+        [[t - max(b for b in row if b <= t) for t in range(40)] for row in bounds]
+    )
+    model = sparsify(family.dense(), pattern, implementation="reference")
+    with torch.no_grad():
+        got = model(ids, position_ids=position_ids, use_cache=False).logits
+        for row, line in enumerate(bounds):
+            for start, stop in zip(line[:-1], line[1:], strict=True):
+                alone = model(ids[row : row + 1, start:stop], use_cache=False).logits
+                same(f"document {row}, {start}:{stop}", got[row : row + 1, start:stop], alone)
+
+
+def test_packed_documents_pass_gradients(make_family, ids, same):
+    position_ids = torch.cat([torch.arange(15), torch.arange(25)])[None].expand(2, -1)
+    model = sparsify(make_family("llama").dense().train(), Window(5) | Sinks(1))
+    other = sparsify(make_family("llama").dense().train(), Window(5) | Sinks(1))
+    other.load_state_dict(model.state_dict())
+    model(ids, position_ids=position_ids, use_cache=False).logits.square().sum().backward()
+    for piece in (ids[:, :15], ids[:, 15:]):
+        other(piece, use_cache=False).logits.square().sum().backward()
+    for (name, got), expected in zip(model.named_parameters(), other.parameters(), strict=True):
+        same(f"gradient of {name}", got.grad, expected.grad)
