@@ -1,6 +1,8 @@
 """`attention`: the one public call, over whichever implementation serves the device."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -8,6 +10,9 @@ from torch import Tensor
 
 from ..patterns import Pattern
 from .check_attention import Call, check_call
+
+if TYPE_CHECKING:
+    from ..cpu import PatternSchedule
 
 Lengths = Sequence[int] | Tensor
 
@@ -112,4 +117,42 @@ def _reference(call: Call) -> tuple[Tensor, Tensor]:
     )
 
 
-_IMPLEMENTATIONS = {"reference": _reference}
+def _cpu(call: Call) -> tuple[Tensor, Tensor]:
+    from ..cpu import Assignment, tile_attention
+
+    schedules = [
+        _schedule(pattern, call.q.shape[1], call.k.shape[1], call.causal, call.cu_seqlens_q, call.cu_seqlens_k)
+        for pattern in call.patterns
+    ]
+    if len(schedules) == 1:
+        assignments = [Assignment(schedules[0])]
+    else:
+        assignments = [Assignment(schedule, heads=slice(head, head + 1)) for head, schedule in enumerate(schedules)]
+    return tile_attention(
+        call.q,
+        call.k,
+        call.v,
+        assignments,
+        scale=call.scale,
+        extra_k=None if call.extra_k is None else call.extra_k.flatten(1, 2),
+        extra_v=None if call.extra_v is None else call.extra_v.flatten(1, 2),
+    )
+
+
+@lru_cache(maxsize=32)  # the layers of a model ask for the same few layouts, at every token that it decodes
+def _schedule(
+    pattern: Pattern,
+    n_queries: int,
+    n_keys: int,
+    causal: bool,
+    cu_seqlens_q: tuple[int, ...] | None,
+    cu_seqlens_k: tuple[int, ...] | None,
+) -> "PatternSchedule":
+    from ..cpu import PatternSchedule
+
+    return PatternSchedule(
+        pattern, n_queries, n_keys, causal=causal, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k
+    )
+
+
+_IMPLEMENTATIONS = {"cpu": _cpu, "reference": _reference}

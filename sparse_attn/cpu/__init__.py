@@ -1,0 +1,7 @@
+"""Attention on the CPU: gathers the kept blocks of keys, forward and backward, in time and memory linear in the tokens."""
+
+from .schedule import PatternSchedule
+from .tile_attention import tile_attention
+from .tiles import Assignment
+
+__all__ = ["Assignment", "PatternSchedule", "tile_attention"]
