@@ -17,7 +17,7 @@ from .show import show
 
 BAD_INPUT = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
-BROKEN_PIPE = 141  # 128 + SIGPIPE
+BROKEN_PIPE = 1  # as rich and typer end where they meet it first
 
 
 class Commands(typer.core.TyperGroup):

@@ -44,6 +44,8 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON, and no picture.")] = False,
 ) -> None:
     """Draw a pattern, and say what it keeps, what it costs and how far it reaches."""
+    from ..reports.atomic import check_writable
+
     chosen = parse(pattern)
     n_queries = length if queries is None else queries
     if n_queries > length:
@@ -52,6 +54,8 @@ def show(
         )
     if out is not None and out.suffix.lower() != ".png":
         raise ValueError(f"--out must name a PNG file, e.g. pattern.png, got {str(out)!r}")
+    if out is not None:
+        check_writable(out)  # now, not after the work
     causal = not bidirectional
     with waiting("counting pairs"):
         figures = figures_of(chosen, n_queries, length, causal, layers)

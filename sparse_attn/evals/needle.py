@@ -21,9 +21,9 @@ from .reader import TextSide
 class Wording:
     """How the needle is told and asked for; ``{secret}`` stands for the made-up number."""
 
-    opening: str = "There is important information hidden inside a lot of irrelevant text. Find it and memorize it.\n\n"
-    needle: str = "The pass key is {secret}. Remember it. {secret} is the pass key.\n\n"
-    question: str = "What is the pass key?"
+    opening: str = ""
+    needle: str = "The secret number of the lighthouse is {secret}.\n\n"
+    question: str = "What is the secret number of the lighthouse? Answer with the number only."
 
 
 @dataclass(frozen=True)

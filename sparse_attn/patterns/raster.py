@@ -86,11 +86,12 @@ def _edges(n: int, parts: int) -> NDArray[np.int64]:
 
 
 def _spread(start: int, stop: int, most: int) -> NDArray[np.int64]:
-    """All of start .. stop - 1, or one from each of `most` equal parts: anywhere in it, so as not to fall on a grid."""
+    """All of start .. stop - 1, or one from each of `most` equal parts: near its middle, but off any grid."""
     if stop - start <= most:
         return np.arange(start, stop, dtype=np.int64)
     edges = start + _edges(stop - start, most)
-    return np.random.default_rng(start).integers(edges[:-1], edges[1:])
+    jitter = np.random.default_rng(start).uniform(0.4, 0.6, most)
+    return edges[:-1] + (jitter * np.diff(edges)).astype(np.int64)
 
 
 def _count(

@@ -14,7 +14,13 @@ MIB = 2**20
 def length_table(result: DemoResult, length: int) -> Table:
     """Every row at one length."""
     table = Table(
-        title=f"{length:,} tokens", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+        title=f"{length:,} tokens",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1),
+        collapse_padding=True,
     )
     table.add_column("row", min_width=16)
     for name in ("prefill", "kept pairs", "share", "KV cache", "perplexity", "needles"):
