@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
+from ..ops import attention
 from ..patterns import Full, Pattern
 from .attention_function import LayerPattern, sparse_attn_forward
 from .mask_function import sparse_attn_mask
@@ -48,8 +50,10 @@ def sparsify(model: PreTrainedModel, pattern: Patterns, *, implementation: str |
         The model itself.
 
     Raises:
-        ValueError: not a transformers model; a layer number outside the model; something that is not a pattern.
-        NotImplementedError: the model needs what patterns do not support; names it. Patterns with `Anchors`.
+        ValueError: not a transformers model; a layer number outside the model; something that is not a pattern; an
+            unknown implementation.
+        NotImplementedError: the model needs what patterns do not support, names it; patterns with `Anchors`; or the
+            implementation does not serve the model's device or dtype.
 
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=4, hidden_size=64, num_attention_heads=4, vocab_size=99))
@@ -60,6 +64,7 @@ def sparsify(model: PreTrainedModel, pattern: Patterns, *, implementation: str |
     decoder = text_decoder(model)
     layers = attention_layers(decoder)
     patterns = layer_patterns(pattern, list(layers))
+    _try_implementation(decoder, implementation)
 
     AttentionInterface.register(NAME, sparse_attn_forward)
     AttentionMaskInterface.register(NAME, sparse_attn_mask)
@@ -125,6 +130,20 @@ def layer_patterns(pattern: Patterns, layers: list[int]) -> dict[int, Pattern]:
                 f"pattern for layer {layer} has anchors, whose keys a model must have learned: {chosen!r}"
             )
     return {layer: given.get(layer, Full()) for layer in layers}
+
+
+def _try_implementation(decoder: PreTrainedModel, implementation: str | None) -> None:
+    """One token of the model's heads, dtype and device: a wrong name, or a device that is not served, fails here."""
+    if decoder.device.type == "meta":
+        return
+    config = decoder.config
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    q, k = (
+        torch.zeros(1, 1, n, head_dim, dtype=decoder.dtype, device=decoder.device)
+        for n in (heads, getattr(config, "num_key_value_heads", None) or heads)
+    )
+    attention(q, k, k, Full(), implementation=implementation)
 
 
 def _give_private_config(model: PreTrainedModel) -> list[tuple[Any, Any]]:

@@ -1,7 +1,8 @@
 """Tiny models of the families that are supported, and what they should compute: eager attention under a 4D mask."""
 
 import copy
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor
 
 from sparse_attn import Full, Pattern
+from sparse_attn.hf import restore
 
 WINDOW = 7
-N_LAYERS = 4
+N_LAYERS = 3
 VOCABULARY = 61
 
 
@@ -40,14 +42,14 @@ def _mistral():
 def _qwen3():
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    kinds = ["full_attention", "full_attention", "sliding_attention", "sliding_attention"]
+    kinds = ["full_attention", "sliding_attention", "sliding_attention"]
     return Qwen3ForCausalLM(Qwen3Config(**_sizes(), use_sliding_window=True, sliding_window=WINDOW, layer_types=kinds))
 
 
 def _gemma3():
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-    kinds = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]
+    kinds = ["sliding_attention", "sliding_attention", "full_attention"]
     return Gemma3ForCausalLM(
         Gemma3TextConfig(**_sizes(), sliding_window=WINDOW, layer_types=kinds, query_pre_attn_scalar=24)
     )
@@ -58,37 +60,46 @@ FAMILIES = {"llama": _llama, "mistral": _mistral, "qwen3": _qwen3, "gemma3": _ge
 WINDOWS = {
     "llama": [None] * N_LAYERS,
     "mistral": [WINDOW] * N_LAYERS,
-    "qwen3": [None, None, WINDOW, WINDOW],
-    "gemma3": [WINDOW, WINDOW, WINDOW, None],
+    "qwen3": [None, WINDOW, WINDOW],
+    "gemma3": [WINDOW, WINDOW, None],
 }
 
 
 class Family:
-    """A tiny random model of one family, and its oracle."""
+    """A tiny random model of one family, and its oracle. Made once for all tests, which leave it as it was."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.windows = WINDOWS[name]
+        torch.manual_seed(0)
         self.model = FAMILIES[name]().eval()
+        self.eager = copy.deepcopy(self.model)
+        self.eager.set_attn_implementation("eager")
 
-    def dense(self):
-        """An untouched copy of the model."""
+    def fresh(self):
+        """A copy that a test may keep and change."""
         return copy.deepcopy(self.model)
+
+    def clean(self) -> None:
+        restore(self.model)
+        for model in (self.model, self.eager):
+            model.eval().zero_grad()
 
     def expected(self, ids: Tensor, patterns: dict[int, Pattern] | Pattern, real: Tensor | None = None, **options):
         """The eager model's output, each layer under a 4D mask made from `Pattern.mask`, row by row.
 
         `real` marks tokens that are no padding; a row's are one document.
         """
-        model = self.dense()
-        model.set_attn_implementation("eager")
         real = torch.ones_like(ids, dtype=torch.bool) if real is None else real.bool()
-        per_layer = {n: patterns for n in range(N_LAYERS)} if isinstance(patterns, Pattern) else patterns
+        per_layer = dict.fromkeys(range(N_LAYERS), patterns) if isinstance(patterns, Pattern) else patterns
         masks = [
-            additive_mask(per_layer.get(n, Full()), self.windows[n], real, model.dtype) for n in range(N_LAYERS)
+            additive_mask(per_layer.get(n, Full()), self.windows[n], real, self.eager.dtype) for n in range(N_LAYERS)
         ]
-        with under_masks(model, masks):
-            return model(ids, position_ids=positions(real), use_cache=False, **options)
+        with under_masks(self.eager, masks):
+            return self.eager(ids, position_ids=positions(real), use_cache=False, **options)
+
+
+_family = functools.cache(Family)
 
 
 def positions(real: Tensor) -> Tensor:
@@ -129,13 +140,9 @@ def under_masks(model, masks: list[Tensor]):
 
 
 @pytest.fixture(params=list(FAMILIES))
-def family(request: pytest.FixtureRequest) -> Family:
-    return Family(request.param)
-
-
-@pytest.fixture
-def make_family() -> Callable[[str], Family]:
-    return Family
+def family(request: pytest.FixtureRequest) -> Iterator[Family]:
+    yield _family(request.param)
+    _family(request.param).clean()
 
 
 @pytest.fixture
