@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float
@@ -80,7 +81,9 @@ def sparse_attn_forward(
     restored = dropped_to_restore(pattern, batch.first_key)
     if restored:
         k, v = (nn.functional.pad(x, (0, 0, 0, 0, restored, 0)) for x in (k, v))
-    return attention(q, k, v, pattern, scale=scaling, implementation=layer.implementation), None
+    out = attention(q, k, v, pattern, scale=scaling, implementation=layer.implementation)
+    assert isinstance(out, Tensor)
+    return out, None
 
 
 def _by_document(
@@ -102,10 +105,11 @@ def _by_document(
         pack(v, rows, keys, restored),
         pattern,
         scale=scaling,
-        cu_seqlens_q=_cumulative([d.n_queries for d in documents]),
-        cu_seqlens_k=_cumulative([d.n_keys + zeros for d, zeros in zip(documents, restored, strict=True)]),
+        cu_seqlens_q=[0, *accumulate(d.n_queries for d in documents)],
+        cu_seqlens_k=[0, *accumulate(d.n_keys + zeros for d, zeros in zip(documents, restored, strict=True))],
         implementation=implementation,
     )
+    assert isinstance(out, Tensor)
     return unpack(out, rows, queries, (q.shape[0], q.shape[1]))
 
 
@@ -155,7 +159,7 @@ def _layer_pattern(module: nn.Module) -> LayerPattern:
 def _refuse_unknown(module: nn.Module, dropout: float, key: Tensor, value: Tensor, options: dict[str, object]) -> None:
     name = type(module).__name__
     if dropout:
-        raise NotImplementedError(f"{name} asks for attention dropout {dropout}: set attention_dropout to 0 for training")
+        raise NotImplementedError(f"{name} asks for dropout {dropout} of attention: set it to 0 for training")
     if options.get("is_causal") is False or getattr(module, "is_causal", True) is False:
         raise NotImplementedError(f"{name} asks for bidirectional attention: patterns in models are causal")
     if key.shape != value.shape:
@@ -205,7 +209,3 @@ def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
         return query, key, value
     dtype = torch.get_autocast_dtype(query.device.type)
     return query.to(dtype), key.to(dtype), value.to(dtype)
-
-
-def _cumulative(lengths: list[int]) -> torch.Tensor:
-    return torch.tensor([0, *lengths]).cumsum(0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -80,20 +81,23 @@ class Batch:
         self.positions_checked = True
         if self.n_queries == 1:
             return
-        if self.documents is None:
-            rows = [(ids, self.first_query > 0) for ids in position_ids]
-        else:
-            rows = [
-                (torch.cat([position_ids[d.row % len(position_ids), a:z] for a, z in d.queries]), d.n_keys > d.n_queries)
-                for d in self.documents
-                if d.queries
-            ]
-        for ids, continues in rows:
+        for ids, continues in self._new_positions(position_ids):
             if (torch.diff(ids) <= 0).any() or (continues and ids[0] == 0):
                 raise NotImplementedError(
                     "position_ids restart inside a row (packed documents), but a cache or an attention_mask is in use, "
                     "where transformers would attend across the documents: pass use_cache=False and no attention_mask"
                 )
+
+    def _new_positions(self, position_ids: Tensor) -> list[tuple[Tensor, bool]]:
+        """The position ids of each document's new tokens, and whether it has cached ones."""
+        if self.documents is None:
+            return [(ids, self.first_query > 0) for ids in position_ids]
+        shared = position_ids.shape[0] == 1
+        return [
+            (torch.cat([position_ids[0 if shared else d.row, a:z] for a, z in d.queries]), d.n_keys > d.n_queries)
+            for d in self.documents
+            if d.queries
+        ]
 
 
 def padded_documents(real: Bool[Tensor, "B N"], first_query: int, first_key: int) -> tuple[Document, ...]:
@@ -111,7 +115,7 @@ def packed_documents(ids: Int[Tensor, "B T"]) -> tuple[Document, ...]:
     documents = []
     for row, counts in enumerate(torch.unique_consecutive(line, return_counts=True)[1] for line in ids):
         bounds = [0, *torch.cumsum(counts, 0).tolist()]
-        for span in zip(bounds[:-1], bounds[1:], strict=True):
+        for span in pairwise(bounds):
             documents.append(Document(row, (span,), (span,), dropped=0, holes=False))
     return tuple(documents)
 
@@ -120,7 +124,8 @@ def pack(
     x: Float[Tensor, "B N H D"], rows: Sequence[int], spans: Sequence[Spans], zeros: Sequence[int]
 ) -> Float[Tensor, "tokens H D"]:
     """The real tokens of all documents end to end, each document after `zeros` rows of zeros."""
-    if not any(zeros) and sum(stop - start for document in spans for start, stop in document) == x.shape[0] * x.shape[1]:
+    tokens = sum(stop - start for document in spans for start, stop in document)
+    if tokens == x.shape[0] * x.shape[1] and not any(zeros):
         return x.flatten(0, 1)
     lines = x.unbind(0)  # slicing a row, not the batch, keeps the backward pass linear in the number of documents
     pieces = [x.new_zeros(0, *x.shape[2:])]

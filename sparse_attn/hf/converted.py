@@ -66,7 +66,7 @@ def is_whole(folder: Path) -> bool:
 
 def _convert(gguf: Path, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True) as scratch:
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         fresh = Path(scratch) / "model"
         model, tokenizer = read_gguf(gguf)
         model.save_pretrained(fresh)

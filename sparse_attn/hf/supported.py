@@ -87,7 +87,7 @@ def _check_config(name: str, config: object) -> None:
             "supported"
         )
     if getattr(config, "output_attentions", False):
-        raise NotImplementedError(f"{name} is configured to return attention weights: set config.output_attentions=False")
+        raise NotImplementedError(f"{name} returns attention weights: set config.output_attentions=False")
 
 
 def _check_layer(where: str, module: nn.Module) -> None:

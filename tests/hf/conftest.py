@@ -162,5 +162,3 @@ def assert_same(name: str, got: Tensor, expected: Tensor) -> None:
     assert torch.isfinite(got).all(), f"{name} is not finite"
     error = (got - expected).abs().max() / expected.abs().max()
     assert error < 1e-4, f"{name} differs by {error:.2e} of the largest value"
-
-

@@ -1,5 +1,7 @@
 """Padding, caches and packed documents: whatever the batch looks like, a row's tokens attend as they would alone."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from transformers import DynamicCache, StaticCache
@@ -118,7 +120,8 @@ def test_reading_token_by_token_equals_reading_at_once(family, ids, cache, same)
 
 @pytest.mark.parametrize("cache", CACHES.values(), ids=CACHES)
 def test_caches_of_all_kinds_under_left_padding(family, ids, cache, same):
-    pattern, real = {0: Random(1, block=4) | Window(3), 2: Strided(6) | Window(2) | Sinks(1)}, _padded("left", 40, 27, 40)
+    pattern = {0: Random(1, block=4) | Window(3), 2: Strided(6) | Window(2) | Sinks(1)}
+    real = _padded("left", 40, 27, 40)
     model = sparsify(family.model, pattern)
     with torch.no_grad():
         got = _read_in_pieces(model, ids, cache(model), [15, 1, 16, 1, 7], real)
@@ -158,14 +161,12 @@ def test_one_list_of_global_positions_for_each_row(family, ids, same):
 def test_packed_documents_by_position_ids(family, ids, pattern, same):
     """Rows that hold several documents each: transformers reads position_ids that restart as their boundaries."""
     bounds = [[0, 11, 12, 40], [0, 33, 40]]
-    position_ids = torch.tensor(
-        [[t - max(b for b in row if b <= t) for t in range(40)] for row in bounds]
-    )
+    position_ids = torch.tensor([[t - max(b for b in row if b <= t) for t in range(40)] for row in bounds])
     model = sparsify(family.model, pattern, implementation="reference")
     with torch.no_grad():
         got = model(ids, position_ids=position_ids, use_cache=False).logits
         for row, line in enumerate(bounds):
-            for start, stop in zip(line[:-1], line[1:], strict=True):
+            for start, stop in pairwise(line):
                 alone = model(ids[row : row + 1, start:stop], use_cache=False).logits
                 same(f"document {row}, {start}:{stop}", got[row : row + 1, start:stop], alone)
 

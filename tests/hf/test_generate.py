@@ -27,7 +27,9 @@ def _recomputed(family, ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
 def test_greedy_tokens(family, ids, cache):
     model = sparsify(family.model, PATTERN)
     real = torch.ones(2, 20, dtype=torch.bool)
-    got = model.generate(ids[:, :20], max_new_tokens=NEW, do_sample=False, cache_implementation=cache, eos_token_id=None)
+    got = model.generate(
+        ids[:, :20], max_new_tokens=NEW, do_sample=False, cache_implementation=cache, eos_token_id=None
+    )
     with torch.no_grad():
         assert torch.equal(got, _recomputed(family, ids[:, :20], real))
 
