@@ -51,7 +51,8 @@ def attention(
         extra_k, extra_v: The summary keys of an `Anchors` term, ``[B, ceil(S / block), R, Hkv, D]`` (packed: the
             documents' rows one after the other, without B). A query at position i sees the R keys of row i // block.
         return_lse: Also return the natural-log normaliser of the scaled logits.
-        implementation: "cpu" (gathers kept blocks; runs on CPU tensors), "reference" (dense mask, O(T x S) memory, any
+        implementation: "cpu" (gathers kept blocks; CPU tensors), "triton" (fused kernels for CUDA tensors; in this
+            version for patterns of window, chunked and full terms), "reference" (dense mask, O(T x S) memory, any
             device), or None for the one that serves q's device. A named one never falls back to another.
 
     Returns:
@@ -62,7 +63,7 @@ def attention(
     Raises:
         ValueError: shapes, dtypes or devices disagree, T > S, Hq % Hkv != 0, boundaries that do not fit, a pattern with
             `Anchors` without extra keys (or the reverse), or an unknown implementation.
-        NotImplementedError: the implementation does not serve q's device or dtype.
+        NotImplementedError: the implementation does not serve q's device, dtype or head dim, or the pattern.
 
     Gradients flow to q, k, v, extra_k and extra_v, from the output and from the LSE. Keys that a query does not see
     should be finite: 0 * inf is NaN, except across documents and batch examples, which never meet.
@@ -87,12 +88,12 @@ def attention(
 
 def _implementation(name: str | None, q: Tensor) -> Callable[[Call], tuple[Tensor, Tensor]]:
     if name is None:
-        if q.device.type != "cpu":
+        if q.device.type not in _DEFAULTS:
             raise NotImplementedError(
-                f"attention: no kernel for {q.device.type} tensors in this version: move them to the CPU, or pass "
-                "implementation='reference' (dense, for checking)"
+                f"attention: no implementation for {q.device.type} tensors: move them to the CPU or to a CUDA device, or "
+                "pass implementation='reference' (dense, for checking)"
             )
-        name = "cpu"
+        name = _DEFAULTS[q.device.type]
     if name not in _IMPLEMENTATIONS:
         raise ValueError(f"implementation must be None or one of {', '.join(_IMPLEMENTATIONS)}, got {name!r}")
     if name == "cpu" and q.device.type != "cpu":
@@ -155,4 +156,25 @@ def _schedule(
     )
 
 
-_IMPLEMENTATIONS = {"cpu": _cpu, "reference": _reference}
+def _triton(call: Call) -> tuple[Tensor, Tensor]:
+    from ..kernels.attention import geometry, interval_attention
+
+    group = call.q.shape[2] // call.k.shape[2]
+    heads = len(call.patterns) if len(call.patterns) > 1 else 1
+    each = call.k.shape[2] // heads
+    results = []
+    for index, pattern in enumerate(call.patterns):
+        where = geometry(pattern, call.q.shape[1], call.k.shape[1], call.causal, call.cu_seqlens_q, call.cu_seqlens_k)
+        own = slice(index * each, (index + 1) * each)
+        own_queries = slice(own.start * group, own.stop * group)
+        results.append(
+            interval_attention(call.q[:, :, own_queries], call.k[:, :, own], call.v[:, :, own], where, call.scale)
+        )
+    if heads == 1:
+        return results[0]
+    out, lse = (torch.cat(parts, dim=2) for parts in zip(*results, strict=True))
+    return out, lse
+
+
+_DEFAULTS = {"cpu": "cpu", "cuda": "triton"}
+_IMPLEMENTATIONS = {"cpu": _cpu, "reference": _reference, "triton": _triton}

@@ -94,7 +94,7 @@ def test_a_named_implementation_never_falls_back() -> None:
     tensors = {name: torch.randn(1, 8, 2, 16, device="meta") for name in ("q", "k", "v")}
     with pytest.raises(NotImplementedError, match="'cpu' takes CPU tensors, got q on meta; use 'reference'"):
         attention(**tensors, pattern=Window(4), implementation="cpu")
-    with pytest.raises(NotImplementedError, match="no kernel for meta tensors"):
+    with pytest.raises(NotImplementedError, match="no implementation for meta tensors"):
         attention(**tensors, pattern=Window(4))
 
 

@@ -1,0 +1,58 @@
+"""First kernel of the backward pass: two numbers for each query row that the others read.
+
+    delta = sum_d(dout * out) - dlse;   lse2 = log2(e) * LSE
+
+They are stored head by head, ``[B, Hq, T]``, so that a tile of rows reads them as one run.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .interval import head_pointer
+from .tiles import padded_head_dim
+
+_ROWS = 64
+
+
+@triton.jit
+def backward_rows_kernel(
+    out, d_out, lse, d_lse, delta, lse2,
+    stride_ob, stride_ot, stride_oh, stride_db, stride_dt, stride_dh, stride_lb, stride_lt, stride_lh,
+    n_queries, n_heads,
+    HAS_D_LSE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    program, batch = tl.program_id(0), tl.program_id(1)
+    head = program % n_heads
+    rows = program // n_heads * ROWS + tl.arange(0, ROWS)
+    d = tl.arange(0, BLOCK_D)
+    inside = rows < n_queries
+    seen = inside[:, None] & (d < D)[None, :]
+    wide = rows.to(tl.int64)
+    out_at = head_pointer(out, batch, head, stride_ob, stride_oh, False) + (wide * stride_ot)[:, None] + d[None, :]
+    d_out_at = head_pointer(d_out, batch, head, stride_db, stride_dh, False) + (wide * stride_dt)[:, None] + d[None, :]
+    product = tl.load(out_at, mask=seen, other=0.0).to(tl.float32) * tl.load(d_out_at, mask=seen, other=0.0).to(
+        tl.float32
+    )
+    result = tl.sum(product, 1)
+    if HAS_D_LSE:
+        d_lse_at = head_pointer(d_lse, batch, head, stride_lb, stride_lh, False) + wide * stride_lt
+        result -= tl.load(d_lse_at, mask=inside, other=0.0)
+    at = (batch.to(tl.int64) * n_heads + head) * n_queries + rows
+    tl.store(delta + at, result, mask=inside)
+    natural = tl.load(lse + (batch.to(tl.int64) * n_queries + rows) * n_heads + head, mask=inside, other=0.0)
+    tl.store(lse2 + at, natural * 1.4426950408889634, mask=inside)
+
+
+def backward_rows(out: Tensor, d_out: Tensor, lse: Tensor, d_lse: Tensor | None) -> tuple[Tensor, Tensor]:
+    """delta and lse2, ``[B, Hq, T]`` in float32."""
+    batch, n_queries, n_heads, head_dim = out.shape
+    delta = torch.empty((batch, n_heads, n_queries), dtype=torch.float32, device=out.device)
+    lse2 = torch.empty_like(delta)
+    backward_rows_kernel[(-(-n_queries // _ROWS) * n_heads, batch)](
+        out, d_out, lse, d_lse, delta, lse2,
+        *out.stride()[:3], *d_out.stride()[:3], *((0, 0, 0) if d_lse is None else d_lse.stride()), n_queries, n_heads,
+        HAS_D_LSE=d_lse is not None, D=head_dim, BLOCK_D=padded_head_dim(head_dim), ROWS=_ROWS,
+    )  # fmt: skip
+    return delta, lse2

@@ -1,0 +1,89 @@
+"""Tile sizes by GPU, head dim and dtype, and how tensors are handed to the kernels."""
+
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+LOG2_E = math.log2(math.e)
+
+Capability = tuple[int, int]
+
+
+class Tile(NamedTuple):
+    """Query rows and keys of a tile, warps of a program, and stages of its loads."""
+
+    m: int
+    n: int
+    warps: int
+    stages: int
+
+
+def forward_tile(capability: Capability, head_dim: int, dtype: torch.dtype) -> Tile:
+    """Tile of the forward kernel. Hopper's were measured (benchmarks/NOTES.md); the others fit their shared memory."""
+    block_d = padded_head_dim(head_dim)
+    if dtype == torch.float32:
+        return Tile(32, 16, 4, 1) if block_d == 256 else Tile(64, 32, 4, 1)
+    if capability[0] == 9:
+        return (
+            Tile(128, 128, 4, 3)
+            if block_d <= 64
+            else Tile(128, 128 if block_d == 128 else 64, 8, 3 if block_d == 128 else 2)
+        )
+    return Tile(128, 64, 4, 3) if block_d <= 64 else Tile(128, 32, 4, 2) if block_d == 128 else Tile(64, 32, 4, 2)
+
+
+def backward_keys_tile(capability: Capability, head_dim: int, dtype: torch.dtype) -> Tile:
+    """Tile of the kernel that sums dk and dv: m query rows at a time walk past n keys."""
+    block_d = padded_head_dim(head_dim)
+    if dtype == torch.float32:
+        return Tile(16, 16, 4, 1) if block_d == 256 else Tile(32, 32, 4, 1)
+    if capability[0] == 9:
+        return Tile(128, 64, 4, 2) if block_d <= 64 else Tile(64, 64, 4, 2) if block_d == 128 else Tile(32, 64, 8, 1)
+    return Tile(32, 64, 4, 2) if block_d <= 64 else Tile(32, 64, 8, 1) if block_d == 128 else Tile(16, 32, 8, 1)
+
+
+def backward_queries_tile(capability: Capability, head_dim: int, dtype: torch.dtype) -> Tile:
+    """Tile of the kernel that sums dq: m query rows walk along n keys at a time."""
+    block_d = padded_head_dim(head_dim)
+    if dtype == torch.float32:
+        return Tile(16, 16, 4, 1) if block_d == 256 else Tile(32, 32, 4, 1)
+    if capability[0] == 9:
+        return Tile(128, 64, 8, 3) if block_d <= 128 else Tile(64, 32, 8, 2)
+    return Tile(64, 32, 4, 2) if block_d <= 64 else Tile(64, 32, 8, 1) if block_d == 128 else Tile(32, 16, 8, 1)
+
+
+def padded_head_dim(head_dim: int) -> int:
+    """Head dims are padded to a power of two, at least 16: what a matrix instruction takes."""
+    return max(16, triton.next_power_of_2(head_dim))
+
+
+def precision(dtype: torch.dtype) -> str:
+    """float32 inputs are multiplied exactly: they are there for checking."""
+    return "ieee" if dtype == torch.float32 else "tf32"
+
+
+def row_major(tensor: Tensor) -> Tensor:
+    """The tensor with its head dim contiguous, which the kernels take for granted."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def can_use_tma(capability: Capability, *tensors: Tensor) -> bool:
+    """Whether the bulk copy engine can read the tensors: Hopper and later, on addresses that are multiples of 16."""
+    return capability[0] >= 9 and all(
+        tensor.data_ptr() % 16 == 0
+        and all(stride * tensor.element_size() % 16 == 0 for stride in tensor.stride()[:-1])
+        and all(size > 0 for size in tensor.shape)
+        for tensor in tensors
+    )
+
+
+def tile_source(tensor: Tensor, rows: int, use_tma: bool) -> Tensor | TensorDescriptor:
+    """What a kernel reads tiles of so many rows from."""
+    if not use_tma:
+        return tensor
+    block = [1, rows, 1, padded_head_dim(tensor.shape[-1])]
+    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), block)

@@ -1,0 +1,26 @@
+"""Every kernel compiles for GPUs that are not there, and fits their shared memory."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "compile_kernels.py"
+
+
+def compile_for(*options: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(SCRIPT.parents[1])
+    done = subprocess.run([sys.executable, str(SCRIPT), *options], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_usual_shape_on_ampere_and_hopper() -> None:
+    compile_for("--capabilities", "8.6", "9.0", "--head-dims", "128", "--dtypes", "bf16", "--jobs", "1")
+
+
+@pytest.mark.slow
+def test_every_shape_on_every_gpu() -> None:
+    compile_for("--packed")
