@@ -19,11 +19,15 @@ from .reader import TextSide
 
 @dataclass(frozen=True)
 class Wording:
-    """How the needle is told and asked for; ``{secret}`` stands for the made-up number."""
+    """How the needle is told and asked for; ``{secret}`` stands for the made-up number.
+
+    `reply` is how a right answer begins, for those who score the secret without having the model write.
+    """
 
     opening: str = ""
     needle: str = "The secret number of the lighthouse is {secret}.\n\n"
     question: str = "What is the secret number of the lighthouse? Answer with the number only."
+    reply: str = "The secret number of the lighthouse is"
 
 
 @dataclass(frozen=True)
