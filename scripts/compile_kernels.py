@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 SHARED_MEMORY = {(8, 0): 163 << 10, (8, 6): 99 << 10, (8, 9): 99 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10}
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-KERNELS = ("forward", "backward_rows", "backward_keys", "backward_queries")
+KERNELS = ("forward", "backward_rows", "backward_keys", "backward_columns", "backward_queries")
 
 
 class Variant(NamedTuple):
@@ -62,9 +62,10 @@ def compile_variant(variant: Variant) -> tuple[int, str]:
     else:
         tile = getattr(tiles, f"{variant.kernel}_tile")(variant.capability, variant.head_dim, dtype)
     constants = {
-        "HAS_CHUNK": True, "PACKED": variant.packed, "GROUP": 4, "D": variant.head_dim, "HAS_D_LSE": True,
-        "BLOCK_D": tiles.padded_head_dim(variant.head_dim), "BLOCK_M": tile.m, "BLOCK_N": tile.n, "ROWS": 64,
-        "NEGATE": False, "USE_TMA": variant.capability[0] >= 9, "PRECISION": tiles.precision(dtype),
+        "HAS_INTERVAL": True, "HAS_CHUNK": True, "HAS_D_LSE": True, "BLOCK_C": min(tile.n, 64), "ROWS": 64,
+        "PACKED": variant.packed, "GROUP": 4, "D": variant.head_dim, "BLOCK_D": tiles.padded_head_dim(variant.head_dim),
+        "BLOCK_M": tile.m, "BLOCK_N": tile.n, "NEGATE": False, "USE_TMA": variant.capability[0] >= 9,
+        "PRECISION": tiles.precision(dtype),
     }  # fmt: skip
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     signature = {name: _type(name, variant, tile, constants) for name in kernel.arg_names}
@@ -98,11 +99,13 @@ def _type(name: str, variant: Variant, tile: Any, constants: dict[str, Any]) -> 
     if name in walked.get(variant.kernel, ()) and constants["USE_TMA"]:
         rows = tile.m if variant.kernel == "backward_keys" else tile.n
         return f"tensordesc<{element}[1, {rows}, 1, {constants['BLOCK_D']}]>"
-    if name in ("q", "k", "v", "out", "d_out", "dq", "dk", "dv"):
+    if variant.kernel == "backward_columns" and name in ("dk", "dv"):
+        return "*fp32"  # sums of splits
+    if name in ("column_k", "column_v", "q", "k", "v", "out", "d_out", "dq", "dk", "dv"):
         return f"*{element}"
     if name in ("lse", "d_lse", "lse2", "delta"):
         return "*fp32"
-    if name in ("blocks", "documents"):
+    if name in ("blocks", "documents", "positions", "column_positions", "column_ranges"):
         return "*i32"
     return "fp32" if name in ("scale", "scale2") else "i32"
 

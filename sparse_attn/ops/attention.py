@@ -52,7 +52,7 @@ def attention(
             documents' rows one after the other, without B). A query at position i sees the R keys of row i // block.
         return_lse: Also return the natural-log normaliser of the scaled logits.
         implementation: "cpu" (gathers kept blocks; CPU tensors), "triton" (fused kernels for CUDA tensors; in this
-            version for patterns of window, chunked and full terms), "reference" (dense mask, O(T x S) memory, any
+            version for window, chunked, full, sinks and strided terms), "reference" (dense mask, O(T x S) memory, any
             device), or None for the one that serves q's device. A named one never falls back to another.
 
     Returns:
@@ -157,7 +157,7 @@ def _schedule(
 
 
 def _triton(call: Call) -> tuple[Tensor, Tensor]:
-    from ..kernels.attention import geometry, interval_attention
+    from ..kernels.attention import fused_attention, geometry
 
     group = call.q.shape[2] // call.k.shape[2]
     heads = len(call.patterns) if len(call.patterns) > 1 else 1
@@ -168,7 +168,7 @@ def _triton(call: Call) -> tuple[Tensor, Tensor]:
         own = slice(index * each, (index + 1) * each)
         own_queries = slice(own.start * group, own.stop * group)
         results.append(
-            interval_attention(call.q[:, :, own_queries], call.k[:, :, own], call.v[:, :, own], where, call.scale)
+            fused_attention(call.q[:, :, own_queries], call.k[:, :, own], call.v[:, :, own], where, call.scale)
         )
     if heads == 1:
         return results[0]

@@ -1,4 +1,7 @@
-"""Attention over an interval of keys (window, chunk, full) on a GPU, forward and backward, in Triton.
+"""Attention over an interval of keys and over columns on a GPU, forward and backward, in Triton.
+
+The interval (window, chunk, full) is computed, never stored; columns (sinks, strided) are gathered once into short
+tensors, so that they are read as dense tiles.
 
 Head dims are padded to a power of two up to 256; float16, bfloat16, and float32 by exact products, for checking. Runs on
 compute capability 8.0 and later; Hopper and later load their tiles through the bulk copy engine.
@@ -10,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .backward_columns import add_backward_columns
 from .backward_keys import backward_keys
 from .backward_queries import backward_queries
 from .backward_rows import backward_rows
@@ -17,24 +21,24 @@ from .forward import forward
 from .geometry import Geometry, geometry
 from .tiles import row_major
 
-__all__ = ["geometry", "interval_attention"]
+__all__ = ["fused_attention", "geometry"]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def interval_attention(q: Tensor, k: Tensor, v: Tensor, where: Geometry, scale: float) -> tuple[Tensor, Tensor]:
-    """Softmax attention over each query's interval, with its LSE; differentiable in both results.
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, where: Geometry, scale: float) -> tuple[Tensor, Tensor]:
+    """Softmax attention over each query's interval and columns, with its LSE; differentiable in both results.
 
     Args:
         q, k, v: ``[B, T, Hq, D]``, ``[B, S, Hkv, D]``.
-        where: The intervals.
+        where: The intervals and columns.
         scale: Logit multiplier.
 
     Raises:
         NotImplementedError: dtype, head dim, device or GPU that the kernels do not serve.
     """
     capability = _supported(q)
-    return _IntervalAttention.apply(row_major(q), row_major(k), row_major(v), where, scale, capability)
+    return _FusedAttention.apply(row_major(q), row_major(k), row_major(v), where, scale, capability)
 
 
 def _supported(q: Tensor) -> tuple[int, int]:
@@ -59,7 +63,7 @@ def _supported(q: Tensor) -> tuple[int, int]:
     return capability
 
 
-class _IntervalAttention(torch.autograd.Function):
+class _FusedAttention(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, where: Geometry, scale: float, capability: tuple[int, int]
@@ -78,5 +82,8 @@ class _IntervalAttention(torch.autograd.Function):
         delta, lse2 = backward_rows(out, d_out, lse, d_lse)
         inputs = (q, k, v, d_out, lse2, delta, ctx.where, ctx.scale, ctx.capability)
         dq = backward_queries(*inputs) if ctx.needs_input_grad[0] else None
-        dk, dv = backward_keys(*inputs) if any(ctx.needs_input_grad[1:3]) else (None, None)
+        dk, dv = None, None
+        if any(ctx.needs_input_grad[1:3]):
+            dk, dv = backward_keys(*inputs)
+            add_backward_columns(dk, dv, *inputs)
         return dq, dk, dv, None, None, None

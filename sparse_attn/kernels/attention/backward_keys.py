@@ -100,10 +100,12 @@ def backward_keys(
     scale: float,
     capability: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
-    """dk and dv in k's dtype."""
+    """dk and dv in k's dtype, from the queries whose interval holds the key."""
     batch, n_queries, n_heads, head_dim = q.shape
     n_keys, n_kv_heads = k.shape[1:3]
     dk, dv = (torch.empty_like(k, memory_format=torch.contiguous_format) for _ in range(2))
+    if not where.has_interval:
+        return dk.zero_(), dv.zero_()
     tile = backward_keys_tile(capability, head_dim, q.dtype)
     n_blocks, blocks, documents = where.blocks(tile.n, "k", q.device)
     if n_blocks * batch == 0:

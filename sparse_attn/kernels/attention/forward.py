@@ -5,8 +5,9 @@ For each tile of keys, with logits s = log2(e) * scale * q k^T and a row's maxim
     m' = max(m, max s);  c = 2^(m - m');  p = 2^(s - m');  z' = c z + sum p;  a' = c a + p v
 
 and at the end out = a / z, LSE = ln(2) * (m + log2 z). The interval is walked in three loops: tiles that its left edge
-cuts (masked), tiles that all rows see (no mask is even computed), tiles that its right edge cuts (masked). Accumulators
-and statistics live in registers, tiles of keys and values in shared memory; bound by the tensor cores.
+cuts (masked), tiles that all rows see (no mask is even computed), tiles that its right edge cuts (masked); then come the
+columns, gathered into a tensor of their own, of which a block reads one run before its interval and one after it.
+Accumulators and statistics live in registers, tiles of keys and values in shared memory; bound by the tensor cores.
 """
 
 import torch
@@ -14,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .columns import column_keep, load_positions
+from .gathered import gather_columns
 from .geometry import Geometry
 from .interval import block_geometry, head_pointer, interval_bounds, load_tile
 from .online_softmax import online_softmax_step
@@ -22,11 +25,13 @@ from .tiles import LOG2_E, can_use_tma, forward_tile, padded_head_dim, precision
 
 @triton.jit
 def forward_kernel(
-    q, k, v, out, lse, blocks, documents,
+    q, k, v, out, lse, blocks, documents, column_k, column_v, column_positions, column_ranges,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
-    stride_ob, stride_ot, stride_oh,
+    stride_ob, stride_ot, stride_oh, stride_cb, stride_ct, stride_ch,
     n_blocks, n_queries, n_keys, n_heads, scale, left, right, chunk, chunk_left, chunk_right,
-    HAS_CHUNK: tl.constexpr, PACKED: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    column_left, column_right,
+    HAS_INTERVAL: tl.constexpr, HAS_CHUNK: tl.constexpr, BLOCK_C: tl.constexpr, PACKED: tl.constexpr,
+    GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, NEGATE: tl.constexpr, USE_TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     # Heads of one block run together, so that those of a group share its keys in the cache; late blocks, which have
@@ -57,11 +62,15 @@ def forward_kernel(
 
     # The interval, tile by tile.
     low, high = interval_bounds(i, own_keys, left, right, chunk, chunk_left, chunk_right, HAS_CHUNK)
+    if not HAS_INTERVAL:
+        high = low
     low_first, high_first = interval_bounds(first, own_keys, left, right, chunk, chunk_left, chunk_right, HAS_CHUNK)
     low_last, high_last = interval_bounds(last, own_keys, left, right, chunk, chunk_left, chunk_right, HAS_CHUNK)
     begin = low_first // BLOCK_N * BLOCK_N
     inner_begin = tl.minimum((low_last + BLOCK_N - 1) // BLOCK_N * BLOCK_N, high_last)
     inner_end = tl.maximum(high_first // BLOCK_N * BLOCK_N, inner_begin)
+    if not HAS_INTERVAL:
+        begin, inner_begin, inner_end, high_last = 0, 0, 0, 0
     n = tl.arange(0, BLOCK_N)
     for start in tl.range(begin, inner_begin, BLOCK_N):
         token = k_start + start
@@ -93,13 +102,31 @@ def forward_kernel(
         keep = (low[:, None] <= (start + n)[None, :]) & ((start + n)[None, :] < high[:, None])
         acc, top, total = online_softmax_step(queries, k_tile, v_tile, keep, acc, top, total, scale, True, PRECISION)
 
-    # Output and LSE.
+    # Columns: the run before the interval, then the run after it.
+    if BLOCK_C > 0:
+        column_keys = head_pointer(column_k, batch, head // GROUP, stride_cb, stride_ch, False)
+        column_values = head_pointer(column_v, batch, head // GROUP, stride_cb, stride_ch, False)
+        for side in tl.static_range(2):
+            c_start = tl.load(column_ranges + 4 * block + 2 * side)
+            c_stop = tl.load(column_ranges + 4 * block + 2 * side + 1)
+            for c in tl.range(c_start, c_stop, BLOCK_C):
+                k_tile = load_tile(column_keys, batch, head, c, c, c_stop, stride_ct, D, BLOCK_C, BLOCK_D, False, False)
+                v_tile = load_tile(
+                    column_values, batch, head, c, c, c_stop, stride_ct, D, BLOCK_C, BLOCK_D, False, False
+                )
+                at = load_positions(column_positions, c, c_stop, BLOCK_C)
+                keep = column_keep(at, i, low, high, column_left, column_right)
+                acc, top, total = online_softmax_step(
+                    queries, k_tile, v_tile, keep, acc, top, total, scale, True, PRECISION
+                )
+
+    # Output and LSE; a query without keys gets 0 and -inf.
     d = tl.arange(0, BLOCK_D)
-    acc = acc / total[:, None]  # every query sees its own key, so that no sum is 0
+    acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     out_at = head_pointer(out, batch, head, stride_ob, stride_oh, False) + (rows.to(tl.int64) * stride_ot)[:, None]
     tl.store(out_at + d[None, :], acc.to(out.dtype.element_ty), mask=(rows < stop)[:, None] & (d < D)[None, :])
     lse_at = lse + (batch.to(tl.int64) * n_queries + rows) * n_heads + head
-    tl.store(lse_at, (top + tl.log2(total)) * 0.6931471805599453, mask=rows < stop)
+    tl.store(lse_at, (top + tl.log2(tl.maximum(total, 1.0))) * 0.6931471805599453, mask=rows < stop)
 
 
 def forward(
@@ -114,11 +141,14 @@ def forward(
     if n_blocks * batch == 0:
         return out, lse
     use_tma = can_use_tma(capability, k, v)
+    columns = gather_columns(k, v, where, tile.m)
     forward_kernel[(n_blocks * n_heads, batch)](
         q, tile_source(k, tile.n, use_tma), tile_source(v, tile.n, use_tma), out, lse, blocks, documents,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
-        n_blocks, n_queries, k.shape[1], n_heads, abs(scale) * LOG2_E, *where.interval,
-        HAS_CHUNK=where.has_chunk, PACKED=where.packed, GROUP=n_heads // k.shape[2], D=head_dim,
+        *columns.tensors,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], *columns.strides,
+        n_blocks, n_queries, k.shape[1], n_heads, abs(scale) * LOG2_E, *where.interval, columns.left, columns.right,
+        HAS_INTERVAL=where.has_interval, HAS_CHUNK=where.has_chunk, BLOCK_C=columns.block(tile.n),
+        PACKED=where.packed, GROUP=n_heads // k.shape[2], D=head_dim,
         BLOCK_D=padded_head_dim(head_dim), BLOCK_M=tile.m, BLOCK_N=tile.n, NEGATE=scale < 0, USE_TMA=use_tma,
         PRECISION=precision(q.dtype), num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip

@@ -56,6 +56,12 @@ def backward_queries_tile(capability: Capability, head_dim: int, dtype: torch.dt
     return Tile(64, 32, 4, 2) if block_d <= 64 else Tile(64, 32, 8, 1) if block_d == 128 else Tile(32, 16, 8, 1)
 
 
+def backward_columns_tile(capability: Capability, head_dim: int, dtype: torch.dtype) -> Tile:
+    """Tile of the kernel that sums the columns' dk and dv: m query rows at a time walk past n columns."""
+    tile = backward_keys_tile(capability, head_dim, dtype)
+    return tile if tile.m <= 64 else Tile(64, tile.n, tile.warps, tile.stages)
+
+
 def padded_head_dim(head_dim: int) -> int:
     """Head dims are padded to a power of two, at least 16: what a matrix instruction takes."""
     return max(16, triton.next_power_of_2(head_dim))

@@ -1,11 +1,12 @@
-"""The interval kernels against the oracle: in Triton's interpreter on a CPU, for real where there is a GPU."""
+"""The fused kernels against the oracle: in Triton's interpreter on a CPU, for real where there is a GPU."""
 
+import sys
 from dataclasses import dataclass
 
 import pytest
 import torch
 
-from sparse_attn import Sinks, Window, attention, parse
+from sparse_attn import Random, Sinks, Window, attention, parse
 from sparse_attn.testing.judge_attention import judge_attention
 
 # The interpreter counts with numpy, and says so: rows past the end divide 0 by 0, and are not stored.
@@ -51,6 +52,12 @@ CASES = [
     Case("full()", T=33, S=50, D=24, causal=False),
     Case("full()", T=50, S=50, scale=0.0),
     Case("window(1)", T=40, S=40),
+    Case("window(9) | sinks(3) | strided(8)", T=70, S=80, Hq=4, Hkv=2),
+    Case("window(9) | sinks(3) | strided(8)", T=70, S=80, causal=False, B=2),
+    Case("(window(9) | strided(3)).within(window(30)) | chunked(20)", T=70, S=80),
+    Case("strided(7, offset=6)", T=30, S=30),  # the first six queries see nothing
+    Case("sinks(5)", T=40, S=60, causal=False),
+    Case("window(200) | sinks(3)", T=40, S=60),  # the columns lie in every interval
 ]
 
 
@@ -58,8 +65,6 @@ CASES = [
 def loads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways of loading tiles: the bulk copy engine's and plain pointers."""
     if request.param == "pointers":
-        import sys
-
         import sparse_attn.kernels.attention  # noqa: F401  # loads the three modules below
 
         for name in ("forward", "backward_keys", "backward_queries"):
@@ -81,7 +86,8 @@ def test_both_ways_of_loading(loads: str) -> None:
 def test_packed_documents(causal: bool, loads: str) -> None:
     inputs = {name: tensor[0] for name, tensor in Case("packed", T=60, S=90).inputs().items()}
     bounds = {"cu_seqlens_q": [0, 10, 10, 41, 60], "cu_seqlens_k": [0, 10, 20, 70, 90]}
-    judge_attention(inputs, parse("window(9) | chunked(20)"), causal=causal, implementation="triton", **bounds)
+    pattern = parse("window(9) | chunked(20) | sinks(2) | strided(11, offset=10)")
+    judge_attention(inputs, pattern, causal=causal, implementation="triton", **bounds)
 
 
 def test_a_bad_document_reaches_no_other(loads: str) -> None:
@@ -98,6 +104,14 @@ def test_a_bad_document_reaches_no_other(loads: str) -> None:
         assert all(torch.isfinite(leaf.grad[rows]).all() for leaf in leaves.values())
 
 
+def test_sums_of_columns_may_be_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sparse_attn.kernels.attention  # noqa: F401  # loads the module below
+
+    module = sys.modules["sparse_attn.kernels.attention.backward_columns"]
+    monkeypatch.setattr(module, "_ROWS_A_SPLIT", 20)
+    judge_attention(Case("split", T=90, S=100).inputs(), parse("window(9) | strided(9)"), implementation="triton")
+
+
 def test_one_pattern_per_kv_head() -> None:
     case = Case("per head", T=40, S=50, Hq=4, Hkv=2)
     judge_attention(case.inputs(), [Window(9), parse("chunked(16)")], implementation="triton")
@@ -105,9 +119,11 @@ def test_one_pattern_per_kv_head() -> None:
 
 def test_what_the_kernels_do_not_serve_is_refused_by_name() -> None:
     inputs = Case("refused", T=8, S=8).inputs()
-    with pytest.raises(NotImplementedError, match=r"no kernel for sinks\(2\) yet, .* use implementation='reference'"):
-        attention(**inputs, pattern=Window(4) | Sinks(2), implementation="triton")
-    with pytest.raises(NotImplementedError, match="2 chunk sizes at once"):
+    with pytest.raises(NotImplementedError, match=r"no kernel for random\(2\) yet, .* use implementation='reference'"):
+        attention(**inputs, pattern=Window(4) | Random(2), implementation="triton")
+    with pytest.raises(NotImplementedError, match="takes columns with one limit"):
+        attention(**inputs, pattern=Sinks(2) | Sinks(4).within(Window(5)), implementation="triton")
+    with pytest.raises(NotImplementedError, match=r"takes one chunk size, .* has 2"):
         attention(**inputs, pattern=parse("chunked(4) | chunked(6)"), implementation="triton")
     with pytest.raises(NotImplementedError, match=r"got torch\.float64; use 'reference'"):
         attention(**{name: x.double() for name, x in inputs.items()}, pattern=Window(4), implementation="triton")
@@ -116,12 +132,20 @@ def test_what_the_kernels_do_not_serve_is_refused_by_name() -> None:
         attention(**wide, pattern=Window(4), implementation="triton")
 
 
+SCATTERED = ("window(200) | sinks(4) | strided(64)", 3000, 3100)  # enough rows for several sums of the columns
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("D", [64, 96, 128, 256])
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 def test_on_a_gpu(D: int, causal: bool, dtype: torch.dtype) -> None:
-    for pattern, T, S in (("window(300)", 1300, 1500), ("window(100) | chunked(256)", 1000, 1000), ("full()", 1, 700)):
+    for pattern, T, S in (
+        ("window(300)", 1300, 1500),
+        ("window(100) | chunked(256)", 1000, 1000),
+        ("full()", 1, 700),
+        SCATTERED,
+    ):
         case = Case(pattern, T=T, S=S, Hq=8, Hkv=2, D=D)
         judge_attention(case.inputs(dtype), parse(pattern), causal=causal, implementation="triton")
 
@@ -132,6 +156,6 @@ def test_gradients_repeat_to_the_bit() -> None:
     runs = []
     for _ in range(2):
         leaves = {name: tensor.clone().requires_grad_() for name, tensor in inputs.items()}
-        attention(**leaves, pattern=Window(700)).square().sum().backward()
+        attention(**leaves, pattern=Window(700) | Sinks(4)).square().sum().backward()
         runs.append([leaf.grad for leaf in leaves.values()])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
