@@ -100,13 +100,14 @@ def _run_in(
     free = [Scratch(dtype) for _ in range(workers)]
     last: dict[tuple[int, int], Future[None]] = {}
     waiting: deque[Future[None]] = deque()
+    inference = torch.is_inference_mode_enabled()  # like the two below a setting of a thread
 
     def run(previous: Future[None] | None, lane: Lane, chunk: Sequence[Work]) -> None:
         if previous is not None:
             previous.result()  # submitted earlier, so it runs or has run: no worker waits for a task in the queue
         scratch = free.pop()
         try:
-            with torch.no_grad(), torch.autocast("cpu", enabled=False):  # both are settings of a thread
+            with torch.inference_mode(inference), torch.no_grad(), torch.autocast("cpu", enabled=False):
                 task(lane, chunk, scratch)
         finally:
             free.append(scratch)

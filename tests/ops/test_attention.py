@@ -223,6 +223,14 @@ def test_only_asked_for_gradients_are_computed() -> None:
     assert inputs["v"].grad is not None
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_threads_keep_the_callers_modes(mode: Any) -> None:
+    inputs = Case("modes", T=600, S=600).inputs()
+    expected = attention(**inputs, pattern=Window(40) | Sinks(2))
+    with mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(attention(**inputs, pattern=Window(40) | Sinks(2)), expected)
+
+
 def test_empty_sequences() -> None:
     for T, S in ((0, 0), (0, 9)):
         inputs = Case("empty", T=T, S=S).inputs()
