@@ -53,7 +53,7 @@ def sparsify(model: PreTrainedModel, pattern: Patterns, *, implementation: str |
         ValueError: not a transformers model; a layer number outside the model; something that is not a pattern; an
             unknown implementation.
         NotImplementedError: the model needs what patterns do not support, names it; patterns with `Anchors`; or the
-            implementation does not serve the model's device or dtype.
+            implementation does not serve the pattern, or the model's device, dtype or head dim.
 
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=4, hidden_size=64, num_attention_heads=4, vocab_size=99))
@@ -64,7 +64,7 @@ def sparsify(model: PreTrainedModel, pattern: Patterns, *, implementation: str |
     decoder = text_decoder(model)
     layers = attention_layers(decoder)
     patterns = layer_patterns(pattern, list(layers))
-    _try_implementation(decoder, implementation)
+    _try_patterns(decoder, set(patterns.values()), implementation)
 
     AttentionInterface.register(NAME, sparse_attn_forward)
     AttentionMaskInterface.register(NAME, sparse_attn_mask)
@@ -132,8 +132,8 @@ def layer_patterns(pattern: Patterns, layers: list[int]) -> dict[int, Pattern]:
     return {layer: given.get(layer, Full()) for layer in layers}
 
 
-def _try_implementation(decoder: PreTrainedModel, implementation: str | None) -> None:
-    """One token of the model's heads, dtype and device: a wrong name, or a device that is not served, fails here."""
+def _try_patterns(decoder: PreTrainedModel, patterns: set[Pattern], implementation: str | None) -> None:
+    """One token of the model's heads, dtype and device through each pattern: what is not served fails here, by name."""
     if decoder.device.type == "meta":
         return
     config = decoder.config
@@ -143,7 +143,8 @@ def _try_implementation(decoder: PreTrainedModel, implementation: str | None) ->
         torch.zeros(1, 1, n, head_dim, dtype=decoder.dtype, device=decoder.device)
         for n in (heads, getattr(config, "num_key_value_heads", None) or heads)
     )
-    attention(q, k, k, Full(), implementation=implementation)
+    for pattern in patterns:
+        attention(q, k, k, pattern.example(0), implementation=implementation)
 
 
 def _give_private_config(model: PreTrainedModel) -> list[tuple[Any, Any]]:

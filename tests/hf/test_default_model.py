@@ -19,7 +19,7 @@ def _write_gguf(path: Path, seed: int = 0) -> Path:
     import gguf
 
     letters = [chr(c) for c in range(33, 127)] + ["Ġ", "Ċ"]
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *letters, "ab"]
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *letters, "ab", "bc"]
     H, F, V, heads, kv = 16, 24, len(tokens), 2, 1
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
@@ -35,8 +35,8 @@ def _write_gguf(path: Path, seed: int = 0) -> Path:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)
-    writer.add_token_types([3, 3, 3] + [1] * (len(letters) + 1))
-    writer.add_token_merges(["a b"])
+    writer.add_token_types([3, 3, 3] + [1] * (len(letters) + 2))
+    writer.add_token_merges(["a b", "b c"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
