@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -49,10 +49,13 @@ def progress_bar() -> Progress:
 
 
 @contextmanager
-def waiting(what: str) -> Iterator[None]:
-    """A sign of life on stderr for a step whose end cannot be told; drawn in terminals only."""
+def waiting(what: str) -> Iterator[Callable[[str], None]]:
+    """A sign of life on stderr for a step whose end cannot be told; drawn in terminals only.
+
+    Gives a function that prints a remark above it.
+    """
     console = remarks()
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        progress.add_task(what, total=None)
-        yield
+        progress.add_task(escape(what), total=None)
+        yield lambda remark: progress.console.print(escape(remark), style="dim", soft_wrap=True)

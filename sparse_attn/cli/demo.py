@@ -78,11 +78,14 @@ def run(reader: Reader, rows: Sequence[Row], lengths: Sequence[int], depths: Seq
     with progress_bar() as progress:
         total = sum(_effort(length) for length in lengths) * len(rows) * len(depths)
         task = progress.add_task("reading", total=total)
+        done = 0.0
 
-        def advance(row: Row, length: int) -> None:
-            progress.update(task, advance=_effort(length), description=f"{length:,} tokens, {row.name}")
+        def announce(row: Row, length: int) -> None:
+            nonlocal done
+            progress.update(task, completed=done, description=f"{length:,} tokens, {row.name}")
+            done += _effort(length)
 
-        for cell in compare(reader, rows, prompts, depths, advance):
+        for cell in compare(reader, rows, prompts, depths, announce):
             cells.append(cell)
             progress.console.print(_line(cell), style="dim")
     return DemoResult(
@@ -137,7 +140,7 @@ def report(result: DemoResult) -> str:
 
     pictures = {}
     for text in {row["pattern"] or "full()" for row in result.rows}:
-        raster = rasterize(parse(text), PICTURE_TOKENS, cells=128)
+        raster = rasterize(parse(text), PICTURE_TOKENS, cells=256)
         pictures[text] = thumbnail_png(paint(raster.shares, raster.dense, raster.terms)), raster.terms
     return render(result, pictures, picture_tokens=PICTURE_TOKENS)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .console import remarks, waiting
+from .console import waiting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,5 +24,5 @@ def load(name: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     # Their bars and warnings would stand between ours; what goes wrong is raised.
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    with waiting("loading the model" if name is None else f"loading {name}"):
-        return load_model(name, report=lambda what: remarks().print(what, style="dim", soft_wrap=True))
+    with waiting("loading the model" if name is None else f"loading {name}") as remark:
+        return load_model(name, report=remark)

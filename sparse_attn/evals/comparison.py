@@ -110,7 +110,7 @@ def compare(
     """Read every prompt through every row, shortest prompts first, and give each finished cell.
 
     Args:
-        on_reading: Called after each reading, for a progress bar.
+        on_reading: Called before each reading, for a progress bar.
 
     The reader attends as the model came when this ends, however it ends.
     """
@@ -133,12 +133,12 @@ def _cell(
     readings: list[Reading] = []
     needles: list[Needle] = []
     for depth, prompt in group:
+        on_reading(row, length)
         # The text is the same at every depth: its surprise is taken once.
         scored = () if readings else prompt.text
         reading = reader.read(prompt.tokens, scored=scored, answer_tokens=ANSWER_TOKENS)
         readings.append(reading)
         needles.append(Needle(depth, prompt.secret, reading.answer, is_found(prompt.secret, reading.answer)))
-        on_reading(row, length)
     cost = reader.cost(row.patterns(reader.layers), length)
     return Cell(
         row=row.name,

@@ -14,6 +14,7 @@ PANELS = (
     ("perplexity", 1, "Perplexity"),
 )
 
+TICKS = [digit * 10**power for power in range(8) for digit in (1, 2, 5)]
 WIDE = 8  # times: from here on a linear axis would flatten all but the largest values
 
 
@@ -43,6 +44,8 @@ def draw_curves(result: DemoResult) -> bytes:
             if field == "perplexity" and _spread(result, field) > WIDE:
                 axes.set_title(f"{title} (log scale)", loc="left", color=INK, fontsize=11, fontweight="bold")
                 axes.set_yscale("log")
+                low, high = axes.get_ylim()
+                axes.set_yticks([tick for tick in TICKS if low <= tick <= high])
                 axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
                 axes.yaxis.set_minor_formatter(NullFormatter())
             else:

@@ -61,11 +61,24 @@ def describe_row(row: dict[str, Any]) -> str:
         return f"full attention in all {row['layers']} layers, the model as it came"
     if not row["full_layers"]:
         return f"{row['pattern']} in all {row['layers']} layers"
-    kept = row["full_layers"]
-    sparse = row["layers"] - len(kept)
-    return (
-        f"{row['pattern']} in {sparse} of {row['layers']} layers; full attention in layers {', '.join(map(str, kept))}"
-    )
+    sparse = row["layers"] - len(row["full_layers"])
+    full = spans(row["full_layers"])
+    return f"{row['pattern']} in {sparse} of {row['layers']} layers; full attention in layers {full}"
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Whole numbers with runs drawn together.
+
+    >>> spans([7, 1, 2, 3, 9, 10])
+    '1-3, 7, 9, 10'
+    """
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def summary(result: DemoResult) -> str:
@@ -78,11 +91,11 @@ def summary(result: DemoResult) -> str:
     best = max(sparse, key=lambda name: (totals[name], -result.cell(name, length)["kept_pairs"]))
     cell = result.cell(best, length)
     return (
-        f"Dense attention found {totals[dense]} of {asked} needles. The best sparse row, {best}, found {totals[best]}: at "
+        f"Dense attention found {totals[dense]} of {asked} needles. The best sparse row, “{best}”, found {totals[best]}: at "
         f"{length:,} tokens it computed {cell['kept_pairs'] / base['kept_pairs']:.0%} of the pairs, needs "
         f"{cell['cache_bytes'] / base['cache_bytes']:.0%} of the KV cache and read the prompt in "
         f"{cell['prefill_seconds']:.1f} s instead of {base['prefill_seconds']:.1f} s, at a perplexity of "
         f"{cell['perplexity']:.1f} instead of {base['perplexity']:.1f}. "
-        + ", ".join(f"{name}: {totals[name]} of {asked}" for name in sparse if name != best)
+        + ", ".join(f"“{name}”: {totals[name]} of {asked}" for name in sparse if name != best)
         + " needles."
     )

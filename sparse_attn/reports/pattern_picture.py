@@ -73,7 +73,7 @@ def draw_png(
     return buffer.getvalue()
 
 
-def thumbnail_png(pixels: NDArray[np.uint8], *, scale: int = 4) -> bytes:
+def thumbnail_png(pixels: NDArray[np.uint8], *, scale: int = 3) -> bytes:
     """The bare picture, each cell a square of `scale` pixels, as a PNG file's content."""
     from matplotlib.image import imsave
 

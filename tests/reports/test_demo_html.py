@@ -93,10 +93,10 @@ def test_every_number_of_the_run_is_in_the_report(text):
 def test_the_summary_takes_the_row_that_finds_most(result):
     said = summary(result)
     assert "Dense attention found 6 of 6 needles" in said
-    assert "best sparse row, mapping, found 4" in said
+    assert "best sparse row, “mapping”, found 4" in said
     assert "at 2,048 tokens it computed 62% of the pairs" in said
     assert "3.6 s instead of 4.0 s" in said
-    assert "window: 0 of 6" in said
+    assert "“window”: 0 of 6" in said
 
 
 def test_rows_in_words():
