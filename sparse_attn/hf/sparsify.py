@@ -70,9 +70,9 @@ def sparsify(model: PreTrainedModel, pattern: Patterns, *, implementation: str |
     AttentionMaskInterface.register(NAME, sparse_attn_mask)
     if not hasattr(decoder, _UNDO):
         undo = _Undo(_give_private_config(model), decoder.config._attn_implementation)
-        object.__setattr__(decoder, _UNDO, undo)
+        setattr(decoder, _UNDO, undo)
     for index, layer in layers.items():
-        object.__setattr__(layer, NAME, LayerPattern(patterns[index], implementation))
+        setattr(layer, NAME, LayerPattern(patterns[index], implementation))
     decoder.set_attn_implementation(NAME)
     return model
 
@@ -83,18 +83,18 @@ def restore(model: PreTrainedModel) -> PreTrainedModel:
     Returns:
         The model itself.
     """
-    decoder = text_decoder(model)
-    undo = decoder.__dict__.pop(_UNDO, None)
-    if undo is None:
+    decoder = next((module for module in model.modules() if hasattr(module, _UNDO)), None)
+    if decoder is None:
         return model
-    for layer in attention_layers(decoder).values():
-        layer.__dict__.pop(NAME, None)
+    undo = vars(decoder).pop(_UNDO)
     decoder.set_attn_implementation(undo.implementation)
-    originals = {id(private): original for private, original in undo.configs}
     for private, original in undo.configs:
         _carry_over(private, original)
-    for module in _modules_with_config(model):
-        module.config = originals.get(id(module.config), module.config)
+    originals = {id(private): original for private, original in undo.configs}
+    for module in model.modules():
+        vars(module).pop(NAME, None)
+        if (config := getattr(module, "config", None)) is not None:
+            module.config = originals.get(id(config), config)
     return model
 
 

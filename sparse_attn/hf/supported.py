@@ -40,25 +40,21 @@ def attention_layers(decoder: PreTrainedModel) -> dict[int, nn.Module]:
     """
     name = type(decoder).__name__
     layers: dict[int, nn.Module] = {}
-    if decoder._supports_attention_backend:
-        for module in decoder.modules():
-            if not _dispatches(module):
-                continue
-            index = getattr(module, "layer_idx", None)
-            if index is None or index in layers:
-                raise NotImplementedError(
-                    f"{name}: {type(module).__name__} does not stand for one numbered layer (cross attention is not "
-                    "supported)"
-                )
-            layers[index] = module
-    n_layers = decoder.config.num_hidden_layers
-    missing = [index for index in range(n_layers) if index not in layers]
+    settable = decoder._supports_attention_backend and decoder._can_set_attn_implementation()
+    for module in decoder.modules() if settable else ():
+        if not _dispatches(module):
+            continue
+        index = getattr(module, "layer_idx", None)
+        if index is None or index in layers:
+            raise NotImplementedError(
+                f"{name}: {type(module).__name__} does not stand for one numbered layer (cross attention is not supported)"
+            )
+        layers[index] = module
+    missing = [index for index in range(decoder.config.num_hidden_layers) if index not in layers]
     if missing:
-        shown = "no layer" if len(missing) == n_layers else f"layers {missing} do not"
         raise NotImplementedError(
-            f"{name}: {shown} send attention through transformers' AttentionInterface, which patterns plug into"
-            if len(missing) < n_layers
-            else f"{name} does not send attention through transformers' AttentionInterface, which patterns plug into"
+            f"{name}: attention of layers {', '.join(map(str, missing))} does not go through transformers' "
+            "AttentionInterface, which patterns plug into"
         )
     for index, module in layers.items():
         _check_layer(f"{name}, layer {index}", module)
