@@ -48,12 +48,16 @@ class HfReader:
 
     Args:
         model, tokenizer: As `sparse_attn.hf.load_model` gives them; the model is used as it is, where it is.
+        implementation: Of attention through patterns, as for `sparsify`; None chooses.
 
     Source: perplexity is exp(surprise / scored_tokens).
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, implementation: str | None = None
+    ) -> None:
         self.model = model
+        self.implementation = implementation
         self.tokenizer = tokenizer
         self._stop = _stop_tokens(model, tokenizer)
 
@@ -91,7 +95,7 @@ class HfReader:
         restore(self.model)
         chosen = {layer: parse(text) for layer, text in enumerate(patterns) if text is not None}
         if chosen:
-            sparsify(self.model, chosen)
+            sparsify(self.model, chosen, implementation=self.implementation)
 
     def cost(self, patterns: Sequence[str | None], tokens: int) -> Cost:
         """Pairs of a prefill of that many tokens, and bytes of its KV cache; nothing is run."""
