@@ -16,7 +16,7 @@ from .palette import FAINT_INK, INK, PAPER, SKIPPED, rgb, term_colour
 Shares = NDArray[np.float64]
 
 _MIDDLE = "#8a94a0"
-FAINTEST = 0.3  # of a colour's strength: a single kept key in a cell of thousands must be seen
+FAINTEST = 0.4  # of a colour's strength: a single kept key in a cell of thousands must be seen
 SHADES = "·░▒▓█"  # skipped, then a quarter of the cell's keys more each
 
 
