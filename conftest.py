@@ -3,13 +3,18 @@
 - Shapes in signatures are checked: the import hook below turns jaxtyping annotations into checks of each call.
 - Uninitialised memory is NaN, so that an element that nobody wrote cannot pass for a result.
 - Random numbers start from the same seed in each test, so that a test that fails fails again.
+- Property tests have no deadline: a loaded machine is no failure.
+- Without a GPU the kernels run in Triton's interpreter, on CPU tensors and small shapes.
 - An example in a docstring has ``q``, ``k``, ``v`` and the package's exports without creating them.
 """
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
+import hypothesis
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 from sparse_attn.testing.signatures import check_on_return
@@ -22,10 +27,15 @@ CHECKER = f"{check_on_return.__module__}.{check_on_return.__name__}"
 install_import_hook([f"sparse_attn.{room}" for room in CHECKED_ROOMS], CHECKER)
 
 
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel's module is imported
+
+
 @pytest.fixture(autouse=True)
 def _poisoned_and_seeded() -> Iterator[None]:
-    import torch
-
     from sparse_attn.testing import poisoned_allocations
 
     torch.manual_seed(0)
@@ -37,8 +47,6 @@ def _poisoned_and_seeded() -> Iterator[None]:
 def _names_for_examples(request: pytest.FixtureRequest, doctest_namespace: dict[str, Any]) -> None:
     if not isinstance(request.node, pytest.DoctestItem):
         return
-    import torch
-
     import sparse_attn
 
     B, T, Hq, Hkv, D = 1, 300, 4, 2, 64
@@ -51,8 +59,6 @@ def _names_for_examples(request: pytest.FixtureRequest, doctest_namespace: dict[
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    import torch
-
     if torch.cuda.is_available():
         return
     for item in items:

@@ -44,11 +44,12 @@ def run_lanes(task: Task, assignments: Sequence[Assignment], q: Tensor, kv_heads
     count = sum(map(len, plans))
     threads = torch.get_num_threads()
     workers = min(threads, count) if q.shape[1] >= FEW_ROWS else 1
-    chunks = _chunks(assignments, plans, q, kv_heads)
+    chunks = _chunks(assignments, plans, q, kv_heads, dtype)
     if workers <= 1:
         scratch = Scratch(dtype)
-        for lane, chunk in chunks:
-            task(lane, chunk, scratch)
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            for lane, chunk in chunks:
+                task(lane, chunk, scratch)
         return
     try:
         with ThreadPoolExecutor(workers, "sparse-attn", _use_threads, (threads // workers,)) as pool:
@@ -70,14 +71,15 @@ def _lanes(assignment: Assignment, q: Tensor, kv_heads: int) -> list[Lane]:
 
 
 def _chunks(
-    assignments: Sequence[Assignment], plans: Sequence[Sequence[Lane]], q: Tensor, kv_heads: int
+    assignments: Sequence[Assignment], plans: Sequence[Sequence[Lane]], q: Tensor, kv_heads: int, dtype: torch.dtype
 ) -> Iterator[tuple[Lane, Sequence[Work]]]:
     """Chunks of row blocks, all lanes abreast: a schedule is walked once, however many lanes follow it."""
     group = q.shape[2] // kv_heads
     streams = []
     for assignment, lanes in zip(assignments, plans, strict=True):
         together = max((lane.heads.stop - lane.heads.start for lane in lanes), default=1)
-        streams.append(_batched(works(assignment.schedule, q.shape[1], group * together, q.shape[3] * together)))
+        stream = works(assignment.schedule, q.shape[1], group * together, q.shape[3] * together, dtype)
+        streams.append(_batched(stream))
     for abreast in zip_longest(*streams):
         for lanes, chunk in zip(plans, abreast, strict=True):
             if chunk:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from .comparison import Row
 
-# Layers of SmolLM2-135M-Instruct that keep full attention in the last row: where its retrieval lives.
-# `scripts/search_layer_mapping.py` measures which; until its finding stands here, all but every sixth do.
-FULL_LAYERS: tuple[int, ...] = tuple(layer for layer in range(30) if layer % 6)
+# Layers of SmolLM2-135M-Instruct that keep full attention in the last row: where its retrieval lives, found by
+# scripts/search_layer_mapping.py with window(512) | sinks(4) (benchmarks/results/h100/layer_mapping.jsonl).
+FULL_LAYERS: tuple[int, ...] = (7, 17, 18, 23)
 
 ROWS = (
     Row("dense", None),

@@ -57,7 +57,10 @@ def load_model(
     if name_or_path is None:
         return _load_gguf(default_gguf(), dtype, report)
     given = str(name_or_path)
-    path = Path(given).expanduser()
+    try:
+        path = Path(given).expanduser()
+    except RuntimeError as error:  # ~someone who is not there
+        raise ValueError(f"model {given!r} cannot be found: {error}") from None
     if path.suffix == ".gguf" or path.is_file():
         return _load_gguf(path, dtype, report)
     if path.is_dir() and given:

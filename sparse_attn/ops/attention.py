@@ -94,7 +94,7 @@ def _implementation(name: str | None, q: Tensor) -> Callable[[Call], tuple[Tenso
                 "pass implementation='reference' (dense, for checking)"
             )
         name = _DEFAULTS[q.device.type]
-    if name not in _IMPLEMENTATIONS:
+    if not isinstance(name, str) or name not in _IMPLEMENTATIONS:
         raise ValueError(f"implementation must be None or one of {', '.join(_IMPLEMENTATIONS)}, got {name!r}")
     if name == "cpu" and q.device.type != "cpu":
         raise NotImplementedError(f"implementation 'cpu' takes CPU tensors, got q on {q.device}; use 'reference'")
@@ -157,7 +157,14 @@ def _schedule(
 
 
 def _triton(call: Call) -> tuple[Tensor, Tensor]:
-    from ..kernels.attention import fused_attention, geometry
+    try:
+        from ..kernels.attention import fused_attention, geometry
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise NotImplementedError(
+            "implementation 'triton' needs Triton, which is not installed; use 'reference'"
+        ) from None
 
     group = call.q.shape[2] // call.k.shape[2]
     heads = len(call.patterns) if len(call.patterns) > 1 else 1

@@ -88,6 +88,8 @@ def check_call(
     rows = 0 if anchors is None else sum(-(-document.n_keys // anchors.block) for document in documents)
     _check_extra("extra_k", extra_k, k, anchors, rows)
     _check_extra("extra_v", extra_v, k, anchors, rows)
+    if not isinstance(causal, bool):
+        raise ValueError(f"causal must be True or False, got {causal!r}")
     if scale is None:
         scale = q.shape[-1] ** -0.5
     elif isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
@@ -100,7 +102,7 @@ def check_call(
         k=k,
         v=v,
         patterns=patterns,
-        causal=bool(causal),
+        causal=causal,
         scale=float(scale),
         cu_seqlens_q=tuple(q_bounds) if q_bounds is not None else None,
         cu_seqlens_k=tuple(k_bounds or q_bounds or ()) if packed else None,
@@ -171,10 +173,12 @@ def _as_list(name: str, lengths: Sequence[int] | Tensor | None) -> list[int] | N
     if lengths is None:
         return None
     if isinstance(lengths, Tensor):
-        if lengths.is_floating_point() or lengths.dim() != 1:
+        if lengths.is_floating_point() or lengths.is_complex() or lengths.dim() != 1:
             raise ValueError(f"{name} must be a one-dimensional integer tensor or list, got {lengths.dtype}, "
                              f"shape {tuple(lengths.shape)}")  # fmt: skip
         return list(map(int, lengths.tolist()))
+    if not isinstance(lengths, Sequence) or isinstance(lengths, str):
+        raise ValueError(f"{name} must be a one-dimensional integer tensor or list, got {lengths!r}")
     return list(lengths)
 
 

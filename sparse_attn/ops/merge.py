@@ -52,6 +52,10 @@ def _check(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> None:
             f"merge: outs and lses must name the same parts, at least one, got {len(outs)} and {len(lses)}"
         )
     for index, (out, lse) in enumerate(zip(outs, lses, strict=True)):
+        if not isinstance(out, Tensor) or not isinstance(lse, Tensor):
+            raise ValueError(
+                f"merge: outs[{index}] and lses[{index}] must be tensors, got {type(out).__name__} and {type(lse).__name__}"
+            )
         if out.shape != outs[0].shape or out.dtype != outs[0].dtype or out.device != outs[0].device:
             raise ValueError(
                 f"merge: outs[{index}] is {tuple(out.shape)}, {out.dtype} on {out.device}, but outs[0] is "

@@ -96,7 +96,10 @@ def _length(name: str, value: int) -> int:
 def _boundaries(
     name: str, given: Sequence[int] | NDArray[np.integer], length_name: str, length: int | None
 ) -> list[int]:
-    bounds = np.asarray(given)
+    try:
+        bounds = np.asarray(given)
+    except ValueError:  # lists of different lengths
+        bounds = np.zeros((0, 0))
     if bounds.ndim != 1 or bounds.size < 1 or bounds.dtype.kind not in "iu":
         raise ValueError(f"{name} must be a one-dimensional list of integers, got {given!r}")
     bounds = bounds.astype(np.int64)

@@ -9,6 +9,7 @@ import re
 from . import terms
 from .pattern import Pattern
 
+_GLOBAL = "global_keyword"
 _TERMS: dict[str, type[terms.Term]] = {
     "window": terms.Window,
     "chunked": terms.Chunked,
@@ -39,13 +40,14 @@ def parse(text: str) -> Pattern:
     if not isinstance(text, str):
         raise ValueError(f"pattern must be text such as 'window(2048) | sinks(4)', got {text!r}")
     # `global` is a keyword of the grammar that reads the text, so it gets another name for the reading.
-    readable = re.sub(r"\bglobal\b(?=\s*\()", "global_", text.strip(), flags=re.IGNORECASE)
+    readable = re.sub(r"\bglobal\b(?=\s*\()", _GLOBAL, text.strip(), flags=re.IGNORECASE)
+    shown = text if len(text) <= 200 else text[:200] + "..."
     try:
         tree = ast.parse(readable, mode="eval").body
-        return _build(tree, text)
+        return _build(tree, shown)
     except (SyntaxError, RecursionError, MemoryError):
         raise ValueError(
-            f"pattern text {text!r} cannot be read: expected terms joined by '|', e.g. 'window(2048) | sinks(4)'"
+            f"pattern text {shown!r} cannot be read: expected terms joined by '|', e.g. 'window(2048) | sinks(4)'"
         ) from None
 
 
@@ -67,15 +69,19 @@ def _build(node: ast.expr, text: str) -> Pattern:
 
 
 def _term(node: ast.Call, name: str, text: str) -> Pattern:
-    name = name.lower().rstrip("_")
+    name = "global" if name == _GLOBAL else name.lower()
     if name not in _TERMS:
         raise ValueError(f"pattern text {text!r}: unknown term {name!r}; known terms: {', '.join(_TERMS)}")
     term = _TERMS[name]
     try:
         args = [ast.literal_eval(arg) for arg in node.args]
-        options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords if keyword.arg}
+        options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
     except (ValueError, TypeError):
         raise ValueError(f"pattern text {text!r}: the arguments of {name} must be plain numbers") from None
+    if len(options) < len(node.keywords):
+        raise ValueError(f"pattern text {text!r}: {name} is given an argument twice")
+    if None in options or any(isinstance(value, dict | set) for value in (*args, *options.values())):
+        raise ValueError(f"pattern text {text!r}: the arguments of {name} must be numbers, or lists of them")
     signature = inspect.signature(term)
     try:
         signature.bind(*args, **options)

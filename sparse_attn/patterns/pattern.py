@@ -113,7 +113,8 @@ class Pattern(ABC):
         Arguments and errors are those of `mask`. Keys that two terms name count once. The extra keys of `Anchors` are
         no keys of the sequence and are not counted: they add `extra_keys` to every query.
 
-        Cost: O(T) memory; time O(T) times the number of ways in which terms can overlap (inclusion and exclusion).
+        Cost: constant memory (queries are counted some ten thousand at a time); time O(T) times the number of ways in
+        which terms can overlap (inclusion and exclusion).
 
         >>> Window(2048).pairs(1_048_576)
         2145387520

@@ -16,7 +16,7 @@ from .pattern import Pattern, Within
 from .terms import Anchors, Chunked, Dilated, Full, Global, Strided, Term, Window
 
 _PERIOD_LIMIT = 1 << 20  # starting positions of a repeating pattern that are followed for `tokens`
-_WORK_LIMIT = 1 << 20  # starting positions times layers that are followed for `layers_to_any`
+_WORK_LIMIT = 1 << 28  # starting positions, times layers, times words of bits, followed for `layers_to_any`
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Reach:
             distance (sinks among them, which carry only what stands at their own position).
         layers_to_any: Layers after which any key has reached any query (any later one, if causal), however long the
             sequence, far from its ends; None if no number of layers does for all lengths. Keys at fixed positions
-            (causal sinks and globals) and random blocks guarantee nothing and do not count. Also None where more than
-            2^20 steps (the terms' common period times layers) would have to be followed.
+            (causal sinks and globals) and random blocks guarantee nothing and do not count. Also None where the terms'
+            common period is so long (some 10,000 positions) that following it would take more than seconds.
     """
 
     layers: int
@@ -123,17 +123,23 @@ def _layers_to_any(pattern: Pattern, causal: bool) -> int | None:
     unlimited = [term for term, back, ahead in clauses if back is None and not _is_bounded(term)]
     if not causal and any(isinstance(term, Global) and term.positions for term in unlimited):
         return 1 if any(isinstance(term, Full) for term in unlimited) else 2
-    carriers = [term for term in unlimited if isinstance(term, Full | Strided | Dilated | Anchors)]
-    if not carriers:
+    if any(isinstance(term, Full) for term in unlimited):
+        return 1
+    if not any(isinstance(term, Strided | Dilated | Anchors) for term in unlimited):
         return None
-    hop = max([_hop(term, back, ahead) for term, back, ahead in clauses], default=0)
     period = math.lcm(*(_term_period(term) for term, _, _ in clauses))
     stretch = period + max((term.dilation for term in unlimited if isinstance(term, Dilated)), default=0)
+    # A hop over several periods meets whatever one over a few of them meets: long windows need no long line.
+    clauses = [
+        (term, _least(back, 4 * stretch), _least(ahead, 4 * stretch)) if _is_bounded(term) else (term, back, ahead)
+        for term, back, ahead in clauses
+    ]
+    hop = max([_hop(term, back, ahead) for term, back, ahead in clauses], default=0)
     most_layers = 3 + 2 * -(-stretch // max(hop, 1))  # crawl to a grid, jump along it, and crawl from it
-    if period * most_layers > _WORK_LIMIT:
-        return None
     side = (most_layers + 1) * hop + 2 * stretch
     base = 0 if causal else -(-side // period) * period
+    if period * most_layers * -(-(base + period + side) // 64) > _WORK_LIMIT:
+        return None
     line = _Line(base + period + side, causal)
     return _slowest(line, clauses, range(base, base + period), most_layers)
 
@@ -165,11 +171,11 @@ def _hop(term: Term, back: int | None, ahead: int | None) -> int:
     """Upper bound of one hop through a term whose hops are bounded; 0 for others."""
     match term:
         case Window():
-            return max(term.left - 1, term.ahead)
+            return max(_or(_least(term.left - 1, back), 0), _or(_least(term.ahead, ahead), 0))
         case Chunked():
             return term.size - 1
         case Dilated(window=int()):
-            return _or(_dilated_hop(term, None), 0)
+            return max(_or(_dilated_hop(term, back), 0), _or(_dilated_hop(term, ahead), 0))
         case _:
             return 0 if back is None or ahead is None else max(back, ahead)
 

@@ -42,6 +42,8 @@ def masked_attention(
     group = q.shape[2] // k.shape[2]
     q_bounds = [0, q.shape[1]] if cu_seqlens_q is None else list(cu_seqlens_q)
     k_bounds = [0, k.shape[1]] if cu_seqlens_k is None else list(cu_seqlens_k)
+    if len(q_bounds) == 1:  # no documents, no tokens
+        return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=wide)
     heads = []
     for head in range(k.shape[2]):
         pattern = patterns[head % len(patterns)]

@@ -2,6 +2,7 @@
 
 import zlib
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -114,11 +115,9 @@ def test_packed_documents(
     inputs = {name: tensor[: q_bounds[-1] if name == "q" else k_bounds[-1]] for name, tensor in inputs.items()}
     if with_anchors:
         pattern |= Anchors(3, block=7)
-        rows = sum(-(-(stop - start) // 7) for start, stop in zip(k_bounds, k_bounds[1:], strict=False))
+        rows = sum(-(-(stop - start) // 7) for start, stop in pairwise(k_bounds))
         inputs |= {name: torch.randn(rows, 3, 2, 16) for name in ("extra_k", "extra_v")}
-    judge_attention(
-        inputs, pattern, causal=causal, implementation="cpu", cu_seqlens_q=q_bounds, cu_seqlens_k=k_bounds
-    )
+    judge_attention(inputs, pattern, causal=causal, implementation="cpu", cu_seqlens_q=q_bounds, cu_seqlens_k=k_bounds)
 
 
 def test_one_pattern_per_kv_head() -> None:
@@ -221,6 +220,14 @@ def test_only_asked_for_gradients_are_computed() -> None:
     attention(**inputs, pattern=Window(9)).sum().backward()
     assert inputs["q"].grad is None
     assert inputs["v"].grad is not None
+
+
+@pytest.mark.parametrize("T", [8, 200])
+def test_gradients_under_autocast(T: int) -> None:
+    leaves = [tensor.requires_grad_() for tensor in Case("autocast", T=T, S=T).inputs().values()]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        attention(*leaves, Window(8) | Sinks(2)).sum().backward()
+    assert all(torch.isfinite(leaf.grad).all() for leaf in leaves)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

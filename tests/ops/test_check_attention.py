@@ -44,6 +44,8 @@ WRONG = {
     "examples": ({"pattern": Global([[1], [2], [3]])}, r"for \{3\} examples, but there are 2 batch examples"),
     "scale": ({"scale": float("nan")}, "scale must be a finite number or None, got nan"),
     "scale text": ({"scale": "1"}, "scale must be a finite number or None, got '1'"),
+    "causal": ({"causal": "no"}, "causal must be True or False, got 'no'"),
+    "implementations": ({"implementation": ["cpu"]}, "implementation must be None or one of"),
     "implementation": ({"implementation": "fast"}, "implementation must be None or one of .*, got 'fast'"),
     "anchors": ({"pattern": Window(4) | Anchors(4)}, r"extra_k is missing: a pattern with anchors\(4\) needs"),
     "two anchors": ({"pattern": Anchors(4) | Anchors(5)}, "the same Anchors term, and at most one"),
@@ -65,8 +67,12 @@ def test_a_wrong_argument_is_named(name: str) -> None:
 
 
 WRONG_PACKED = {
-    "batched": ({"q": torch.randn(1, 8, 4, 16)}, r"q must have shape \[T, H, D\] with cu_seqlens_q, got \(1, 8, 4, 16\)"),
+    "batched": (
+        {"q": torch.randn(1, 8, 4, 16)},
+        r"q must have shape \[T, H, D\] with cu_seqlens_q, got \(1, 8, 4, 16\)",
+    ),
     "end": ({"cu_seqlens_q": [0, 3, 7]}, "cu_seqlens_q must end at n_queries 8, got 7"),
+    "number": ({"cu_seqlens_q": 5}, "cu_seqlens_q must be a one-dimensional integer tensor or list, got 5"),
     "order": ({"cu_seqlens_q": torch.tensor([0, 9, 8])}, "cu_seqlens_q must start at 0 and never decrease"),
     "float": ({"cu_seqlens_q": torch.tensor([0.0, 8.0])}, "must be a one-dimensional integer tensor or list"),
     "documents": ({"cu_seqlens_k": [0, 8]}, "cu_seqlens_k names 1 documents, but cu_seqlens_q names 2"),
@@ -102,6 +108,8 @@ def test_merge_names_what_is_wrong() -> None:
     out, lse = torch.randn(1, 3, 2, 4), torch.randn(1, 3, 2)
     with pytest.raises(ValueError, match="at least one, got 0 and 0"):
         merge([], [])
+    with pytest.raises(ValueError, match=r"outs\[0\] and lses\[0\] must be tensors, got int and int"):
+        merge([1], [2])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="at least one, got 2 and 1"):
         merge([out, out], [lse])
     with pytest.raises(ValueError, match=r"outs\[1\] is \(1, 4, 2, 4\)"):

@@ -77,6 +77,13 @@ def test_layers_to_any_is_when_every_pair_is_reached(text: str, known: int | Non
         assert got == (covered.index(True) + 1 if any(covered) else None)
 
 
+def test_long_windows_and_periods_are_answered_at_once() -> None:
+    assert parse("window(1000000000000) | full()").reach(30).layers_to_any == 1
+    assert parse("window(1048576) | strided(1024)").reach(30).layers_to_any == 2
+    assert parse("window(4096) | strided(1024) | chunked(512)").reach(30).layers_to_any == 2
+    assert parse("window(2) | strided(999983)").reach(30).layers_to_any is None  # not worked out
+
+
 def test_keys_at_fixed_positions_reach_far_but_carry_only_themselves() -> None:
     assert (Window(8) | Sinks(4)).reach(3) == Reach(3, None, None)
     assert (Window(8) | Global([0])).reach(3) == Reach(3, None, None)

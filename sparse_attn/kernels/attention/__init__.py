@@ -7,6 +7,7 @@ Head dims are padded to a power of two up to 256; float16, bfloat16, and float32
 compute capability 8.0 and later; Hopper and later load their tiles through the bulk copy engine.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -63,12 +64,18 @@ def _supported(q: Tensor) -> tuple[int, int]:
     return capability
 
 
+def _on_device(tensor: Tensor) -> AbstractContextManager[object]:
+    """Triton launches on the current device, which need not be the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
 class _FusedAttention(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, where: Geometry, scale: float, capability: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        out, lse = forward(q, k, v, where, scale, capability)
+        with _on_device(q):
+            out, lse = forward(q, k, v, where, scale, capability)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.where, ctx.scale, ctx.capability = where, scale, capability
         ctx.set_materialize_grads(False)
@@ -79,11 +86,13 @@ class _FusedAttention(torch.autograd.Function):
     def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q, k, v, out, lse = ctx.saved_tensors
         d_out = torch.zeros_like(out) if d_out is None else row_major(d_out)
-        delta, lse2 = backward_rows(out, d_out, lse, d_lse)
-        inputs = (q, k, v, d_out, lse2, delta, ctx.where, ctx.scale, ctx.capability)
-        dq = backward_queries(*inputs) if ctx.needs_input_grad[0] else None
-        dk, dv = None, None
-        if any(ctx.needs_input_grad[1:3]):
-            dk, dv = backward_keys(*inputs)
-            add_backward_columns(dk, dv, *inputs)
+        dq, dk, dv = None, None, None
+        with _on_device(q):
+            delta, lse2 = backward_rows(out, d_out, lse, d_lse)
+            inputs = (q, k, v, d_out, lse2, delta, ctx.where, ctx.scale, ctx.capability)
+            if ctx.needs_input_grad[0]:
+                dq = backward_queries(*inputs)
+            if any(ctx.needs_input_grad[1:3]):
+                dk, dv = backward_keys(*inputs)
+                add_backward_columns(dk, dv, *inputs)
         return dq, dk, dv, None, None, None

@@ -31,7 +31,7 @@ class Gathered(NamedTuple):
 
     @property
     def strides(self) -> tuple[int, int, int]:
-        return (0, 0, 0) if self.k is None else self.k.stride()[:3]
+        return (0, 0, 0) if self.k is None else (self.k.stride(0), self.k.stride(1), self.k.stride(2))
 
     def block(self, most: int) -> int:
         """Columns of a tile: few for few columns, so that four sinks do not cost a whole tile; 0 without columns."""

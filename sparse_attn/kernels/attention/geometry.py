@@ -107,8 +107,8 @@ def geometry(
         raise NotImplementedError(
             f"implementation 'triton' takes one chunk size, {pattern!r} has {len(interval.chunks)}; use 'reference'"
         )
-    columns = [clause for clause in pattern.terms if layout.interval is None or _names_columns(clause)]
-    limits = {clause.limit if isinstance(clause, Within) else None for clause in columns if _names_columns(clause)}
+    columns = [clause for clause in pattern.terms if _names_columns(clause)]
+    limits = {clause.limit if isinstance(clause, Within) else None for clause in columns}
     if len(limits) > 1:
         raise NotImplementedError(
             f"implementation 'triton' takes columns with one limit, those of {pattern!r} differ; use 'reference'"

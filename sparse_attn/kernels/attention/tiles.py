@@ -81,7 +81,7 @@ def can_use_tma(capability: Capability, *tensors: Tensor) -> bool:
     """Whether the bulk copy engine can read the tensors: Hopper and later, on addresses that are multiples of 16."""
     return capability[0] >= 9 and all(
         tensor.data_ptr() % 16 == 0
-        and all(stride * tensor.element_size() % 16 == 0 for stride in tensor.stride()[:-1])
+        and all(stride > 0 and stride * tensor.element_size() % 16 == 0 for stride in tensor.stride()[:-1])
         and all(size > 0 for size in tensor.shape)
         for tensor in tensors
     )
