@@ -87,7 +87,7 @@ def run(reader: Reader, rows: Sequence[Row], lengths: Sequence[int], depths: Seq
 
         for cell in compare(reader, rows, prompts, depths, announce):
             cells.append(cell)
-            progress.console.print(_line(cell), style="dim")
+            progress.console.print(_line(cell), style="dim", soft_wrap=True)
     return DemoResult(
         about=_about(reader, time.perf_counter() - start),
         rows=[asdict(row) | {"layers": reader.layers} for row in rows],

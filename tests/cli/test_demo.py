@@ -96,5 +96,5 @@ def test_the_real_model_finds_its_needles(run, in_folder):
     result = run("demo", "--length", 1024, "--json")
     cells = {cell["row"]: cell for cell in json.loads(result.stdout)["cells"]}
     assert all(needle["found"] for needle in cells["dense"]["needles"])
-    assert cells["dense"]["perplexity"] < 40
+    assert cells["dense"]["perplexity"] < 50
     assert cells["window"]["perplexity"] > cells["window + sinks"]["perplexity"] > cells["dense"]["perplexity"]
