@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .forward import LOG2_E, Inputs, scaled_queries
-from .key_tile import add_tile, masked_logits, read_tile
 from .lanes import Lane, run_lanes
+from .products import add_to_keys, add_weighted_keys, logits_of, rows_by_keys
 from .scratch import Scratch
 from .steps import Work
 from .tiles import Assignment
@@ -36,7 +36,7 @@ class Gradients:
 class Rows:
     """One row block's share of what the backward pass reads."""
 
-    queries: Float[Tensor, "L RG D"]  # times log2(e) * scale
+    queries: Float[Tensor, "L R G D"]  # times log2(e) * scale
     lse: Float[Tensor, "L RG 1"]  # base 2
     d_out: Float[Tensor, "L RG D"]
     delta: Float[Tensor, "L RG 1"]
@@ -68,7 +68,7 @@ def backward(
             for pair in ((buffers.k, buffers.extra_k), (buffers.v, buffers.extra_v))
         )
         for work in chunk:
-            *parts, d_q = (None if view is None else view[:, work.rows] for view in views)
+            *parts, d_q = (None if view is None else work.rows_of(view) for view in views)
             rows = _rows(*parts, inputs.scale, scratch)
             d_queries = _block(rows, keys, values, d_keys, d_values, d_q is not None, work, scratch)
             if d_q is not None:
@@ -103,7 +103,8 @@ def _rows(
     base2 = torch.mul(lse, LOG2_E, out=scratch.take("lse", *lse.shape))
     base2.clamp_(min=torch.finfo(base2.dtype).min)  # a row without keys: -inf minus -inf would be NaN
     queries = scaled_queries(q, scale, scratch)
-    return Rows(queries, base2.flatten(1)[..., None], d_rows.flatten(1, 2), delta.flatten(1)[..., None])
+    columns = (q.shape[0], -1, 1)
+    return Rows(queries, base2.view(columns), d_rows.flatten(1, 2), delta.view(columns))
 
 
 def _block(
@@ -117,25 +118,19 @@ def _block(
     scratch: Scratch,
 ) -> Float[Tensor, "L RG D"]:
     """Adds to the gradients of keys and values; returns that of the queries, before the factor `scale`."""
-    lanes, n_rows, head_dim = rows.queries.shape
-    d_queries = scratch.take("d_queries", lanes, n_rows, head_dim).zero_()
+    queries = rows.queries.flatten(1, 2)
+    d_queries = scratch.take("d_queries", *queries.shape).zero_()
     want_keys, want_values = (any(target is not None for target in targets) for targets in (d_keys, d_values))
     for step in work.steps:
-        tile_shape, logits_shape = (lanes, step.width, head_dim), (lanes, n_rows, step.width)
-        key_tile = read_tile(keys, step, scratch.take("keys", *tile_shape))
-        weights = masked_logits(rows.queries, key_tile, step, scratch.take("weights", *logits_shape))
-        weights.sub_(rows.lse).exp2_()
-        d_tile = scratch.take("d_tile", *tile_shape)
+        weights = logits_of(rows.queries, keys, step, scratch).sub_(rows.lse).exp2_()
         if want_values:
-            add_tile(d_values, step, torch.bmm(weights.transpose(1, 2), rows.d_out, out=d_tile), 1.0)
+            add_to_keys(d_values, weights, rows.d_out, step, 1.0)
         if not (want_queries or want_keys):
             continue
-        value_tile = read_tile(values, step, scratch.take("values", *tile_shape))
-        d_logits = torch.bmm(rows.d_out, value_tile.transpose(1, 2), out=scratch.take("d_logits", *logits_shape))
-        d_logits.sub_(rows.delta).mul_(weights)
+        d_logits = rows_by_keys(rows.d_out, values, step, "d_logits", scratch).sub_(rows.delta).mul_(weights)
         if want_queries:
-            torch.baddbmm(d_queries, d_logits, key_tile, out=d_queries)
+            add_weighted_keys(d_queries, d_logits, keys, step, scratch)
         if want_keys:
             # queries carry log2(e) * scale: 1 / log2(e) leaves scale, which is what the gradient asks for
-            add_tile(d_keys, step, torch.bmm(d_logits.transpose(1, 2), rows.queries, out=d_tile), 1 / LOG2_E)
+            add_to_keys(d_keys, d_logits, queries, step, 1 / LOG2_E)
     return d_queries

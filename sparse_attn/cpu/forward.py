@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .key_tile import masked_logits, read_tile
 from .lanes import Lane, run_lanes
+from .products import add_weighted_keys, logits_of
 from .scratch import Scratch
 from .steps import Work
 from .tiles import Assignment
@@ -63,20 +63,19 @@ def forward(inputs: Inputs, assignments: Sequence[Assignment]) -> tuple[Tensor, 
     lse = torch.full(inputs.q.shape[:3], -math.inf, dtype=inputs.dtype, device="cpu")  # base 2 until the end
 
     def task(lane: Lane, chunk: Sequence[Work], scratch: Scratch) -> None:
-        q_lane, out_lane, lse_lane = (lane.of(inputs.grouped(tensor)) for tensor in (inputs.q, out, lse))
+        by_row = [lane.of(inputs.grouped(tensor)) for tensor in (inputs.q, out, lse)]
         keys, values = inputs.keys(lane), inputs.values(lane)
         for work in chunk:
-            rows = q_lane[:, work.rows], out_lane[:, work.rows], lse_lane[:, work.rows]
-            _attend(*rows, keys, values, work, inputs.scale, scratch)
+            q_rows, out_rows, lse_rows = (work.rows_of(tensor) for tensor in by_row)
+            _attend(q_rows, out_rows, lse_rows, keys, values, work, inputs.scale, scratch)
 
     run_lanes(task, assignments, inputs.q, inputs.kv_heads, inputs.dtype)
     return out.to(inputs.q.dtype), lse.mul_(1 / LOG2_E)
 
 
-def scaled_queries(q: Float[Tensor, "L R G D"], scale: float, scratch: Scratch) -> Float[Tensor, "L RG D"]:
-    """The block's queries as matrix rows, times what makes their products base-2 logits."""
-    tile = scratch.take("queries", *q.shape)
-    return torch.mul(tile.copy_(q), scale * LOG2_E, out=tile).flatten(1, 2)
+def scaled_queries(q: Float[Tensor, "L R G D"], scale: float, scratch: Scratch) -> Float[Tensor, "L R G D"]:
+    """The block's queries in contiguous rows, times what makes their products base-2 logits."""
+    return scratch.take("queries", *q.shape).copy_(q).mul_(scale * LOG2_E)
 
 
 def _attend(
@@ -90,38 +89,37 @@ def _attend(
     scratch: Scratch,
 ) -> None:
     """Add the keys of one row block to the rows' output and (base-2) LSE."""
-    lanes, _, _, head_dim = q.shape
+    lanes, rows, group, head_dim = q.shape
     queries = scaled_queries(q, scale, scratch)
-    n_rows = queries.shape[1]
-    lowest = torch.finfo(queries.dtype).min  # stands for -inf, which minus itself would be NaN
-    top, total, acc = (scratch.take(name, lanes, n_rows, n) for name, n in (("top", 1), ("total", 1), ("acc", head_dim)))
+    top, total = (scratch.take(name, lanes, rows * group, 1) for name in ("top", "total"))
+    acc = scratch.take("acc", lanes, rows * group, head_dim)
+    lowest = torch.finfo(acc.dtype).min  # stands for -inf, which minus itself would be NaN
     empty = work.fresh
-    if not empty:
-        top.copy_(lse.flatten(1)[..., None])
+    if empty:
+        acc.zero_()
+    else:
+        top.view(lse.shape).copy_(lse)
         torch.ne(top, -math.inf, out=total)
         top.clamp_(min=lowest)
-        acc.unflatten(1, q.shape[1:3]).copy_(out)
+        acc.view(q.shape).copy_(out)
 
     for step in work.steps:
-        tile = read_tile(keys, step, scratch.take("tile", lanes, step.width, head_dim))
-        logits = masked_logits(queries, tile, step, scratch.take("logits", lanes, n_rows, step.width))
-        new_top = logits.amax(-1, keepdim=True).clamp_(min=lowest)
-        if not empty:
-            torch.maximum(new_top, top, out=new_top)
-            correction = top.sub_(new_top).exp2_()
-            total.mul_(correction)
-            acc.mul_(correction)
-        top.copy_(new_top)
-        weights = logits.sub_(new_top).exp2_()
-        tile = read_tile(values, step, tile)
+        logits = logits_of(queries, keys, step, scratch)
         if empty:
+            torch.amax(logits, -1, keepdim=True, out=top).clamp_(min=lowest)
+            weights = logits.sub_(top).exp2_()
             torch.sum(weights, -1, keepdim=True, out=total)
-            torch.bmm(weights, tile, out=acc)
         else:
-            total.add_(weights.sum(-1, keepdim=True))
-            torch.baddbmm(acc, weights, tile, out=acc)
+            new_top = logits.amax(-1, keepdim=True).clamp_(min=lowest)
+            torch.maximum(new_top, top, out=new_top)
+            weights = logits.sub_(new_top).exp2_()
+            correction = top.sub_(new_top).exp2_()
+            total.mul_(correction).add_(weights.sum(-1, keepdim=True))
+            acc.mul_(correction)
+            top.copy_(new_top)
+        add_weighted_keys(acc, weights, values, step, scratch)
         empty = False
 
     # The key of the maximum adds 1, so that a sum below 1 is a row without keys: its 0 / 0 is to be 0.
-    out.copy_(acc.div_(total.clamp(min=1)).unflatten(1, q.shape[1:3]))
-    lse.copy_(top.add_(total.log2_()).view(lse.shape))
+    torch.div(acc.view(q.shape), total.clamp(min=1).view(*lse.shape, 1), out=out)
+    torch.add(top.view(lse.shape), total.log2_().view(lse.shape), out=lse)

@@ -1,36 +1,42 @@
 """Cuts a row block's pieces into steps: key tiles narrow enough that the logits of one fit the cache."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from jaxtyping import Bool, Int
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .tiles import Piece, RowBlock, Schedule
 
-# Elements of one step's logits: 1 MiB of float32 stays in a core's share of the cache, and is large enough that the
-# cost of calling an operation does not show. Matrix products slow down by a third at twice as much.
-LOGITS = 1 << 18
+# Elements of one step's logits, 2.5 MiB of float32. Smaller tiles stay nearer to the core, but calling an operation costs
+# some 5 microseconds and a step calls 30: below a quarter of this, that is what the time goes to.
+LOGITS = 5 << 17
 KEY_TILE = 1 << 20  # elements of one step's keys: what bounds a step of few rows
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """Columns [start, stop) of a key tile, and the keys that fill them."""
+    """`count` columns of a key tile from `start` on, and the keys that fill them."""
 
     start: int
-    stop: int
+    count: int
     keys: slice | Int[Tensor, " N"]
     source: int
 
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """Columns [start, stop) of a key tile that some row may not see."""
+    """`count` columns of a key tile from `start` on that some row may not see.
+
+    `ceiling` is infinity where a row sees a key, minus infinity where it does not: the smaller of it and the logit is
+    the masked logit, whatever that was but NaN, and takes a third of the time of filling by a boolean mask.
+    """
 
     start: int
-    stop: int
-    hidden: Bool[Tensor, "R N"]
+    count: int
+    ceiling: Float[Tensor, "R 1 N"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +57,16 @@ class Work:
     fresh: bool
     steps: tuple[Step, ...]
 
+    def rows_of(self, tensor: Tensor) -> Tensor:
+        """`[L, T, ...]` -> `[L, R, ...]`, a view."""
+        if self.rows.step in (None, 1):
+            return tensor.narrow(1, self.rows.start, self.count)  # takes half the time of indexing
+        return tensor[:, self.rows]
 
-def works(schedule: Schedule, n_rows: int, rows_per_query: int, head_dim: int) -> Iterator[Work]:
+
+def works(
+    schedule: Schedule, n_rows: int, rows_per_query: int, head_dim: int, dtype: torch.dtype
+) -> Iterator[Work]:
     """The row blocks that have rows and keys, in order.
 
     Args:
@@ -60,6 +74,7 @@ def works(schedule: Schedule, n_rows: int, rows_per_query: int, head_dim: int) -
         n_rows: T, the number of query rows.
         rows_per_query: Rows of logits for each row of a block: query heads that are computed together.
         head_dim: Elements of a key, over all KV heads that are computed together.
+        dtype: What logits are held in.
     """
     seen = bytearray(n_rows)
     for block in schedule:
@@ -68,36 +83,50 @@ def works(schedule: Schedule, n_rows: int, rows_per_query: int, head_dim: int) -
             widest = max(1, min(LOGITS // (count * rows_per_query), KEY_TILE // head_dim))
             fresh = not any(seen[block.rows])
             seen[block.rows] = b"\x01" * count
-            yield Work(block.rows, count, fresh, tuple(steps(block, widest)))
+            yield Work(block.rows, count, fresh, tuple(steps(block, widest, dtype)))
 
 
-def steps(block: RowBlock, widest: int) -> Iterator[Step]:
+def steps(block: RowBlock, widest: int, dtype: torch.dtype) -> Iterator[Step]:
     """Steps of even width, none wider than `widest`."""
     left = sum(len(piece) for piece in block.pieces)
     parts = list(reversed(block.pieces))
     for remaining in range(-(-left // widest), 0, -1):
         width = -(-left // remaining)
-        yield _step(parts, width)
+        yield _step(parts, width, dtype)
         left -= width
 
 
-def _step(parts: list[Piece], width: int) -> Step:
+def _step(parts: list[Piece], width: int, dtype: torch.dtype) -> Step:
     """Takes pieces off the end of `parts`, and cuts the last one, until they fill `width` columns."""
     runs: list[Run] = []
     masks: list[Mask] = []
+    seen, hidden = (torch.tensor(value, dtype=dtype, device="cpu") for value in (math.inf, -math.inf))
     start = 0
     while start < width:
         piece = parts.pop()
-        stop = min(width, start + len(piece))
-        if stop - start < len(piece):
-            piece, rest = _cut(piece, stop - start)
+        count = len(piece)
+        if count > width - start:
+            count = width - start
+            piece, rest = _cut(piece, count)
             parts.append(rest)
-        if stop > start:
-            runs.append(Run(start, stop, piece.keys, piece.source))
+        if count:
+            _append(runs, Run(start, count, piece.keys, piece.source))
             if piece.keep is not None:
-                masks.append(Mask(start, stop, ~piece.keep))
-        start = stop
-    return Step(width, tuple(_joined(runs)), tuple(masks))
+                masks.append(Mask(start, count, torch.where(piece.keep[:, None], seen, hidden)))
+        start += count
+    return Step(width, tuple(runs), tuple(masks))
+
+
+def _append(runs: list[Run], run: Run) -> None:
+    """Adds a run; to the last one if their slices touch, so that one operation reads or writes both."""
+    if runs and runs[-1].source == run.source:
+        last, keys = runs[-1].keys, run.keys
+        if isinstance(last, slice) and isinstance(keys, slice) and last.stop == keys.start:
+            if last.step in (None, 1) and keys.step in (None, 1):
+                start, count = runs[-1].start, runs[-1].count + run.count
+                runs[-1] = Run(start, count, slice(last.start, keys.stop), run.source)
+                return
+    runs.append(run)
 
 
 def _cut(piece: Piece, count: int) -> tuple[Piece, Piece]:
@@ -114,21 +143,3 @@ def _cut(piece: Piece, count: int) -> tuple[Piece, Piece]:
         return Piece(head, None, piece.source), Piece(tail, None, piece.source)
     return Piece(head, keep[:, :count], piece.source), Piece(tail, keep[:, count:], piece.source)
 
-
-def _joined(runs: list[Run]) -> Iterator[Run]:
-    """Runs, those whose slices touch made one, so that each is read and written by one operation."""
-    open_run = runs[0]
-    for run in runs[1:]:
-        ours, theirs = open_run.keys, run.keys
-        if (
-            isinstance(ours, slice)
-            and isinstance(theirs, slice)
-            and ours.stop == theirs.start
-            and (ours.step or 1) == (theirs.step or 1) == 1
-            and open_run.source == run.source
-        ):
-            open_run = Run(open_run.start, run.stop, slice(ours.start, theirs.stop), run.source)
-        else:
-            yield open_run
-            open_run = run
-    yield open_run
