@@ -31,7 +31,7 @@ hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel's module is imported
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, as transformers does: here is early enough
 
 
 @pytest.fixture(autouse=True)
