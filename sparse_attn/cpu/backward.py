@@ -1,9 +1,11 @@
-"""The backward pass: recomputes each step's weights from the LSE, and needs nothing else of the forward pass.
+"""The backward pass: recomputes each step's weights from the forward pass's row maxima and sums.
 
-With logits s = scale * q k^T, weights p = exp(s - LSE) and their gradients from the output and from the LSE:
+With base-2 logits s, row maximum m and sum z, unnormalised weights p = 2^(s - m), and the gradients of output and LSE:
 
-    delta = sum_d(dout * out) - dlse;   ds = p * (dout v^T - delta)
-    dv += p^T dout;   dk += scale * ds^T q;   dq += scale * ds k
+    delta = sum_d(dout * out) - dlse;   ds = p * (dout / z v^T - delta / z)
+    dv += p^T dout / z;   dk += scale * ds^T q;   dq += scale * ds k
+
+The division by z is by rows of D elements once, not by rows of keys at each step.
 """
 
 from collections.abc import Sequence
@@ -13,23 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .forward import LOG2_E, Inputs, scaled_queries
+from .forward import LOG2_E, Inputs, Sums, scaled_queries
 from .lanes import Lane, run_lanes
-from .products import add_to_keys, add_weighted_keys, logits_of, rows_by_keys
+from .products import Sources, add_to_keys, add_weighted_keys, logits_of, rows_by_keys
 from .scratch import Scratch
 from .steps import Work
 from .tiles import Assignment
-
-
-@dataclass(frozen=True, eq=False)
-class Gradients:
-    """One buffer for each input whose gradient is wanted, in the accumulation dtype; None for the others."""
-
-    q: Tensor | None
-    k: Tensor | None
-    v: Tensor | None
-    extra_k: Tensor | None
-    extra_v: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,15 +28,15 @@ class Rows:
     """One row block's share of what the backward pass reads."""
 
     queries: Float[Tensor, "L R G D"]  # times log2(e) * scale
-    lse: Float[Tensor, "L RG 1"]  # base 2
-    d_out: Float[Tensor, "L RG D"]
-    delta: Float[Tensor, "L RG 1"]
+    top: Float[Tensor, "L RG 1"]  # m
+    d_out: Float[Tensor, "L RG D"]  # dout / z
+    delta: Float[Tensor, "L RG 1"]  # delta / z
 
 
 def backward(
     inputs: Inputs,
     out: Float[Tensor, "B T Hq D"],
-    lse: Float[Tensor, "B T Hq"],
+    sums: Sums,
     d_out: Float[Tensor, "B T Hq D"] | None,
     d_lse: Float[Tensor, "B T Hq"] | None,
     wanted: Sequence[bool],
@@ -57,60 +48,60 @@ def backward(
         torch.zeros(tensor.shape, dtype=inputs.dtype, device="cpu") if tensor is not None and want else None
         for tensor, want in zip(tensors, wanted, strict=True)
     ]
-    buffers = Gradients(*grads)
+    d_q, d_k, d_v, d_extra_k, d_extra_v = grads
+    inputs = inputs.widened()
 
     def task(lane: Lane, chunk: Sequence[Work], scratch: Scratch) -> None:
-        by_row = [inputs.q, out, lse, d_out, d_lse, buffers.q]
-        views = [None if tensor is None else lane.of(inputs.grouped(tensor)) for tensor in by_row]
+        def views(*tensors: Tensor | None) -> list[Tensor | None]:
+            return [None if tensor is None else lane.of(tensor) for tensor in tensors]
+
+        by_row = [
+            None if tensor is None else lane.of(inputs.grouped(tensor))
+            for tensor in (d_q, inputs.q, out, sums.top, sums.total, d_out, d_lse)
+        ]
         keys, values = inputs.keys(lane), inputs.values(lane)
-        d_keys, d_values = (
-            [None if tensor is None else lane.of(tensor) for tensor in pair]
-            for pair in ((buffers.k, buffers.extra_k), (buffers.v, buffers.extra_v))
-        )
+        d_keys, d_values = views(d_k, d_extra_k), views(d_v, d_extra_v)
         for work in chunk:
-            *parts, d_q = (None if view is None else work.rows_of(view) for view in views)
-            rows = _rows(*parts, inputs.scale, scratch)
+            d_q_rows, *parts = (None if tensor is None else work.rows_of(tensor) for tensor in by_row)
+            rows = _rows(parts, inputs.scale, scratch)
             d_queries = _block(rows, keys, values, d_keys, d_values, d_q is not None, work, scratch)
-            if d_q is not None:
-                d_q.add_(d_queries.view(d_q.shape), alpha=inputs.scale)
+            if d_q_rows is not None:
+                d_q_rows.add_(d_queries.view(d_q_rows.shape), alpha=inputs.scale)
 
     run_lanes(task, assignments, inputs.q, inputs.kv_heads, inputs.dtype)
-    return [
-        None if grad is None else grad.to(tensor.dtype)
-        for grad, tensor in zip(grads, tensors, strict=True)
-    ]
+    return [None if grad is None else grad.to(inputs.q.dtype) for grad in grads]
 
 
-def _rows(
-    q: Float[Tensor, "L R G D"],
-    out: Float[Tensor, "L R G D"],
-    lse: Float[Tensor, "L R G"],
-    d_out: Float[Tensor, "L R G D"] | None,
-    d_lse: Float[Tensor, "L R G"] | None,
-    scale: float,
-    scratch: Scratch,
-) -> Rows:
+def _rows(by_row: list[Tensor | None], scale: float, scratch: Scratch) -> Rows:
+    """From a block's rows of q, out, top, total, dout (or None) and dlse (or None)."""
+    q, out, top, total, d_out, d_lse = by_row
+    assert q is not None
+    assert out is not None
+    assert top is not None
+    assert total is not None
     d_rows = scratch.take("d_out", *q.shape)
-    delta = scratch.take("delta", *q.shape[:3])
+    delta, row_top, divisor = (scratch.take(name, *q.shape[:3], 1) for name in ("delta", "top", "divisor"))
     if d_out is None:
         d_rows.zero_()
         delta.zero_()
     else:
         d_rows.copy_(d_out)
-        torch.sum(torch.mul(d_rows, out, out=scratch.take("product", *q.shape)), -1, out=delta)
+        torch.sum(torch.mul(d_rows, out, out=scratch.take("product", *q.shape)), -1, keepdim=True, out=delta)
     if d_lse is not None:
-        delta.sub_(d_lse)
-    base2 = torch.mul(lse, LOG2_E, out=scratch.take("lse", *lse.shape))
-    base2.clamp_(min=torch.finfo(base2.dtype).min)  # a row without keys: -inf minus -inf would be NaN
-    queries = scaled_queries(q, scale, scratch)
-    columns = (q.shape[0], -1, 1)
-    return Rows(queries, base2.view(columns), d_rows.flatten(1, 2), delta.view(columns))
+        delta.sub_(d_lse[..., None])
+    divisor.copy_(total[..., None]).clamp_(min=1)  # a row without keys has 0, and nothing to divide
+    return Rows(
+        scaled_queries(q, scale, scratch),
+        row_top.copy_(top[..., None]).flatten(1, 2),
+        d_rows.div_(divisor).flatten(1, 2),
+        delta.div_(divisor).flatten(1, 2),
+    )
 
 
 def _block(
     rows: Rows,
-    keys: list[Tensor],
-    values: list[Tensor],
+    keys: Sources,
+    values: Sources,
     d_keys: list[Tensor | None],
     d_values: list[Tensor | None],
     want_queries: bool,
@@ -122,7 +113,7 @@ def _block(
     d_queries = scratch.take("d_queries", *queries.shape).zero_()
     want_keys, want_values = (any(target is not None for target in targets) for targets in (d_keys, d_values))
     for step in work.steps:
-        weights = logits_of(rows.queries, keys, step, scratch).sub_(rows.lse).exp2_()
+        weights = logits_of(rows.queries, keys, step, scratch).sub_(rows.top).exp2_()
         if want_values:
             add_to_keys(d_values, weights, rows.d_out, step, 1.0)
         if not (want_queries or want_keys):

@@ -6,24 +6,26 @@ For each step with logits s = log2(e) * scale * q k^T, of a row whose keys so fa
 
 at the end out = a / z and LSE = ln(2) * (m + log2 z). Powers of two because torch's `exp2` keeps its speed where a
 result underflows, at which its `exp` becomes 17 times slower. A row that an earlier row block has treated goes on from
-its result, which is the same state with a = out, m = LSE, z = 1: that is how row blocks merge.
+its m, z and a = z * out: that is how row blocks merge. The backward pass reads m and z, not their sum, which would round
+the logits of a peaked row.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from .lanes import Lane, run_lanes
-from .products import add_weighted_keys, logits_of
+from .products import Sources, add_weighted_keys, logits_of
 from .scratch import Scratch
 from .steps import Work
 from .tiles import Assignment
 
 LOG2_E = math.log2(math.e)
+WIDEN = 4  # keys for each query row, from which on keys are converted as they are read
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,31 +48,52 @@ class Inputs:
     def kv_heads(self) -> int:
         return self.k.shape[2]
 
+    def widened(self) -> "Inputs":
+        """Keys and values in the dtype of the sums, if enough rows read them that one conversion pays."""
+        if self.k.dtype == self.dtype or self.q.shape[1] * WIDEN < self.k.shape[1]:
+            return self
+        return replace(self, k=self.k.to(self.dtype), v=self.v.to(self.dtype))
+
     def grouped(self, tensor: Tensor) -> Tensor:
         """`[B, T, Hq, ...]` -> `[B, T, Hkv, Hq // Hkv, ...]`, a view."""
         return tensor.unflatten(2, (self.kv_heads, -1))
 
-    def keys(self, lane: Lane) -> list[Tensor]:
+    def keys(self, lane: Lane) -> Sources:
         return [lane.of(tensor) for tensor in (self.k, self.extra_k) if tensor is not None]
 
-    def values(self, lane: Lane) -> list[Tensor]:
+    def values(self, lane: Lane) -> Sources:
         return [lane.of(tensor) for tensor in (self.v, self.extra_v) if tensor is not None]
 
 
-def forward(inputs: Inputs, assignments: Sequence[Assignment]) -> tuple[Tensor, Tensor]:
-    """Output in q's dtype, and the natural-log LSE in the accumulation dtype."""
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """Each row's largest logit (base 2) and the sum of 2^(logit - largest) over its keys.
+
+    Without any key that is the lowest finite number, for minus infinity minus itself would be NaN, and 0.
+    """
+
+    top: Float[Tensor, "B T Hq"]
+    total: Float[Tensor, "B T Hq"]
+
+    def lse(self) -> Float[Tensor, "B T Hq"]:
+        return torch.log2(self.total).add_(self.top).mul_(1 / LOG2_E)
+
+
+def forward(inputs: Inputs, assignments: Sequence[Assignment]) -> tuple[Float[Tensor, "B T Hq D"], Sums]:
+    """Output in q's dtype, and what it was divided by, in the accumulation dtype."""
     out = torch.zeros(inputs.q.shape, dtype=inputs.dtype, device="cpu")
-    lse = torch.full(inputs.q.shape[:3], -math.inf, dtype=inputs.dtype, device="cpu")  # base 2 until the end
+    inputs = inputs.widened()
+    total = torch.zeros(inputs.q.shape[:3], dtype=inputs.dtype, device="cpu")
+    top = torch.full_like(total, torch.finfo(inputs.dtype).min)
 
     def task(lane: Lane, chunk: Sequence[Work], scratch: Scratch) -> None:
-        by_row = [lane.of(inputs.grouped(tensor)) for tensor in (inputs.q, out, lse)]
+        by_row = [lane.of(inputs.grouped(tensor)) for tensor in (inputs.q, out, top, total)]
         keys, values = inputs.keys(lane), inputs.values(lane)
         for work in chunk:
-            q_rows, out_rows, lse_rows = (work.rows_of(tensor) for tensor in by_row)
-            _attend(q_rows, out_rows, lse_rows, keys, values, work, inputs.scale, scratch)
+            _attend([work.rows_of(tensor) for tensor in by_row], keys, values, work, inputs.scale, scratch)
 
     run_lanes(task, assignments, inputs.q, inputs.kv_heads, inputs.dtype)
-    return out.to(inputs.q.dtype), lse.mul_(1 / LOG2_E)
+    return out.to(inputs.q.dtype), Sums(top, total)
 
 
 def scaled_queries(q: Float[Tensor, "L R G D"], scale: float, scratch: Scratch) -> Float[Tensor, "L R G D"]:
@@ -78,31 +101,39 @@ def scaled_queries(q: Float[Tensor, "L R G D"], scale: float, scratch: Scratch) 
     return scratch.take("queries", *q.shape).copy_(q).mul_(scale * LOG2_E)
 
 
-def _attend(
-    q: Float[Tensor, "L R G D"],
-    out: Float[Tensor, "L R G D"],
-    lse: Float[Tensor, "L R G"],
-    keys: list[Tensor],
-    values: list[Tensor],
-    work: Work,
-    scale: float,
-    scratch: Scratch,
-) -> None:
-    """Add the keys of one row block to the rows' output and (base-2) LSE."""
-    lanes, rows, group, head_dim = q.shape
+def _attend(by_row: list[Tensor], keys: Sources, values: Sources, work: Work, scale: float, scratch: Scratch) -> None:
+    """Add the keys of one row block to its rows of q, out, top and total."""
+    q, out, row_top, row_total = by_row
     queries = scaled_queries(q, scale, scratch)
-    top, total = (scratch.take(name, lanes, rows * group, 1) for name in ("top", "total"))
-    acc = scratch.take("acc", lanes, rows * group, head_dim)
-    lowest = torch.finfo(acc.dtype).min  # stands for -inf, which minus itself would be NaN
+    acc = scratch.take("acc", *q.shape)
+    top, total = (scratch.take(name, *q.shape[:3], 1) for name in ("top", "total"))
     empty = work.fresh
     if empty:
         acc.zero_()
     else:
-        top.view(lse.shape).copy_(lse)
-        torch.ne(top, -math.inf, out=total)
-        top.clamp_(min=lowest)
-        acc.view(q.shape).copy_(out)
+        top.copy_(row_top[..., None])
+        total.copy_(row_total[..., None])
+        torch.mul(out, total, out=acc)
+    _add_steps(queries, acc.flatten(1, 2), top.flatten(1, 2), total.flatten(1, 2), keys, values, work, scratch)
+    # The key of the maximum adds 1, so that a sum below 1 is a row without keys: its 0 / 0 is to be 0.
+    torch.div(acc, total.clamp(min=1), out=out)
+    row_top.copy_(top[..., 0])
+    row_total.copy_(total[..., 0])
 
+
+def _add_steps(
+    queries: Float[Tensor, "L R G D"],
+    acc: Float[Tensor, "L RG D"],
+    top: Float[Tensor, "L RG 1"],
+    total: Float[Tensor, "L RG 1"],
+    keys: Sources,
+    values: Sources,
+    work: Work,
+    scratch: Scratch,
+) -> None:
+    """The online softmax, in place; a, m and z of the text above."""
+    lowest = torch.finfo(acc.dtype).min
+    empty = work.fresh
     for step in work.steps:
         logits = logits_of(queries, keys, step, scratch)
         if empty:
@@ -119,7 +150,3 @@ def _attend(
             top.copy_(new_top)
         add_weighted_keys(acc, weights, values, step, scratch)
         empty = False
-
-    # The key of the maximum adds 1, so that a sum below 1 is a row without keys: its 0 / 0 is to be 0.
-    torch.div(acc.view(q.shape), total.clamp(min=1).view(*lse.shape, 1), out=out)
-    torch.add(top.view(lse.shape), total.log2_().view(lse.shape), out=lse)

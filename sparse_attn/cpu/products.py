@@ -14,7 +14,9 @@ from .steps import Run, Step
 Sources = list[Tensor]  # [L, S, D] of the sequence, and [L, E, D] of the extra keys if there are any
 
 
-def logits_of(queries: Float[Tensor, "L R G D"], keys: Sources, step: Step, scratch: Scratch) -> Float[Tensor, "L RG N"]:
+def logits_of(
+    queries: Float[Tensor, "L R G D"], keys: Sources, step: Step, scratch: Scratch
+) -> Float[Tensor, "L RG N"]:
     """`queries @ keys.T`, minus infinity where a row may not see a key."""
     logits = rows_by_keys(queries.flatten(1, 2), keys, step, "logits", scratch)
     if step.masks:

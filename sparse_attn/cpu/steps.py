@@ -64,9 +64,7 @@ class Work:
         return tensor[:, self.rows]
 
 
-def works(
-    schedule: Schedule, n_rows: int, rows_per_query: int, head_dim: int, dtype: torch.dtype
-) -> Iterator[Work]:
+def works(schedule: Schedule, n_rows: int, rows_per_query: int, head_dim: int, dtype: torch.dtype) -> Iterator[Work]:
     """The row blocks that have rows and keys, in order.
 
     Args:
@@ -119,14 +117,20 @@ def _step(parts: list[Piece], width: int, dtype: torch.dtype) -> Step:
 
 def _append(runs: list[Run], run: Run) -> None:
     """Adds a run; to the last one if their slices touch, so that one operation reads or writes both."""
-    if runs and runs[-1].source == run.source:
-        last, keys = runs[-1].keys, run.keys
-        if isinstance(last, slice) and isinstance(keys, slice) and last.stop == keys.start:
-            if last.step in (None, 1) and keys.step in (None, 1):
-                start, count = runs[-1].start, runs[-1].count + run.count
-                runs[-1] = Run(start, count, slice(last.start, keys.stop), run.source)
-                return
-    runs.append(run)
+    keys = _joined(runs[-1], run) if runs else None
+    if keys is None:
+        runs.append(run)
+    else:
+        runs[-1] = Run(runs[-1].start, runs[-1].count + run.count, keys, run.source)
+
+
+def _joined(one: Run, other: Run) -> slice | None:
+    """Both runs' keys as one slice, or None."""
+    first, then = one.keys, other.keys
+    if not isinstance(first, slice) or not isinstance(then, slice) or one.source != other.source:
+        return None
+    touch = first.stop == then.start and first.step in (None, 1) and then.step in (None, 1)
+    return slice(first.start, then.stop) if touch else None
 
 
 def _cut(piece: Piece, count: int) -> tuple[Piece, Piece]:
@@ -142,4 +146,3 @@ def _cut(piece: Piece, count: int) -> tuple[Piece, Piece]:
     if keep is None:
         return Piece(head, None, piece.source), Piece(tail, None, piece.source)
     return Piece(head, keep[:, :count], piece.source), Piece(tail, keep[:, count:], piece.source)
-

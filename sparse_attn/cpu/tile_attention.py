@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .backward import backward
-from .forward import Inputs, forward
+from .forward import Inputs, Sums, forward
 from .tiles import Assignment
 
 
@@ -40,13 +40,13 @@ def tile_attention(
 
     Gradients flow to q, k, v, extra_k and extra_v, from both results, once (not twice). Time is linear in rows times
     keys of the schedule; memory is that of the results and a few MiB for each thread.
-    Source: Dao et al. 2022, arXiv:2205.14135 (tiling, recomputation from the LSE).
+    Source: Dao et al. 2022, arXiv:2205.14135 (tiling, recomputation from row sums).
     """
     return TileAttention.apply(q, k, v, extra_k, extra_v, tuple(assignments), scale)
 
 
 class TileAttention(torch.autograd.Function):
-    """`tile_attention` with its own backward pass, which saves nothing but inputs, output and LSE."""
+    """`tile_attention` with its own backward pass, which saves nothing but inputs, output and two numbers for each row."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -59,16 +59,16 @@ class TileAttention(torch.autograd.Function):
         assignments: tuple[Assignment, ...],
         scale: float,
     ) -> tuple[Tensor, Tensor]:
-        out, lse = forward(Inputs(q, k, v, extra_k, extra_v, scale), assignments)
-        ctx.save_for_backward(q, k, v, extra_k, extra_v, out, lse)
+        out, sums = forward(Inputs(q, k, v, extra_k, extra_v, scale), assignments)
+        ctx.save_for_backward(q, k, v, extra_k, extra_v, out, sums.top, sums.total)
         ctx.assignments, ctx.scale = assignments, scale
         ctx.set_materialize_grads(False)
-        return out, lse
+        return out, sums.lse()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        *tensors, out, lse = ctx.saved_tensors
-        inputs = Inputs(*tensors, ctx.scale)
-        grads = backward(inputs, out, lse, d_out, d_lse, ctx.needs_input_grad[:5], ctx.assignments)
+        q, k, v, extra_k, extra_v, out, top, total = ctx.saved_tensors
+        inputs, sums = Inputs(q, k, v, extra_k, extra_v, ctx.scale), Sums(top, total)
+        grads = backward(inputs, out, sums, d_out, d_lse, ctx.needs_input_grad[:5], ctx.assignments)
         return *grads, None, None
