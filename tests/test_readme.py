@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from scripts import readme_pictures
+from scripts import readme_pictures, readme_tables
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -36,3 +36,9 @@ def test_pictures_show_what_the_patterns_keep():
     """`python scripts/readme_pictures.py` draws them anew."""
     for name, text in readme_pictures.pictures().items():
         assert (readme_pictures.FOLDER / name).read_text(encoding="utf-8") == text, name
+
+
+def test_figures_are_those_of_the_result_files() -> None:
+    """`python scripts/readme_tables.py` writes them anew."""
+    readme = readme_tables.README.read_text(encoding="utf-8")
+    assert readme_tables.with_tables(readme) == readme

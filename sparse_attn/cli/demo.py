@@ -55,11 +55,12 @@ def demo(
     from ..hf.measure import HfReader
 
     result = run(HfReader(model, tokenizer), ROWS, lengths, DEPTHS)
-    write_whole(out, report(result))
+    # Printed first: a disk that fills up meanwhile shall not cost the minutes of measuring.
     if as_json:
         print_json(result.as_json() | {"report": str(out)})
     else:
         _print(result, out)
+    write_whole(out, report(result))
 
 
 demo.__doc__ = f"{demo.__doc__}\n\n{EXAMPLES}"

@@ -11,7 +11,8 @@ import typer
 from ..patterns import parse
 from .console import progress_bar, remarks
 from .model import load
-from .numbers import not_negative, whole
+from .numbers import temperature as a_temperature
+from .numbers import whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,7 +56,7 @@ def generate(
         bool, typer.Option("--chat/--raw", help="Ask through the model's chat template, or continue the text as it is.")
     ] = True,
     temperature: Annotated[
-        float, typer.Option(parser=not_negative, metavar="X", help="0: always the likeliest token.")
+        float, typer.Option(parser=a_temperature, metavar="X", help="0: always the likeliest token.")
     ] = 0.0,
     seed: Annotated[
         int,
@@ -100,6 +101,10 @@ def prompt_text(file: Path | None, prompt: str | None) -> str:
     if prompt is not None:
         if not prompt.strip():
             raise ValueError("--prompt is empty")
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise ValueError("--prompt is not UTF-8 text") from None
         parts.append(prompt)
     return "\n\n".join(parts)
 
@@ -153,9 +158,11 @@ def check_length(model: PreTrainedModel, tokens: list[int], new_tokens: int) -> 
     Raises:
         ValueError: no tokens, or too many.
     """
-    context = model.config.get_text_config(decoder=True).max_position_embeddings
+    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if not tokens:
         raise ValueError("the prompt has no tokens")
+    if context is None:  # a model without position embeddings of its own, which states no limit
+        return
     if len(tokens) > context:
         raise ValueError(
             f"the prompt has {len(tokens):,} tokens, but the model's context is {context:,}: shorten the text"

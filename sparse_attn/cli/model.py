@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def load(name: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The named model, or the embedded default, on the CPU: attention through patterns has no other kernels yet.
+    """The named model, or the embedded default, on the CPU.
 
     Raises:
         ValueError: what `sparse_attn.hf.load_model` refuses.

@@ -26,12 +26,12 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
     return read
 
 
-def not_negative(given: str) -> float:
-    """Reads a finite number of at least 0."""
+def temperature(given: str) -> float:
+    """Reads a sampling temperature: 0, or a finite number that logits can be divided by."""
     try:
         value = float(given)
     except ValueError:
         value = math.nan
-    if not 0 <= value < math.inf:
-        raise typer.BadParameter(f"expected a number of at least 0, got {given!r}")
+    if value != 0 and not 1e-3 <= value < math.inf:
+        raise typer.BadParameter(f"expected 0, or a number of at least 0.001, got {given!r}")
     return value

@@ -13,7 +13,7 @@ from ..patterns import Full, Pattern, Sinks, parse
 from .console import print_json, results, waiting
 from .numbers import whole
 
-MAX_LENGTH = 1 << 27  # exact pair counts take memory in proportion to the length
+MAX_LENGTH = 1 << 27  # exact pair counts take time in proportion to the length: here about a minute
 
 EXAMPLES = """Examples:
 

@@ -1,0 +1,137 @@
+"""Writes the README's tables of figures from the committed result files, or checks that they agree.
+
+python scripts/readme_tables.py [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+PEERS = ("SDPA flash", "SDPA cuDNN", "FlexAttention")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="exit with 1 if the README says something else")
+    options = parser.parse_args()
+    old = README.read_text()
+    new = with_tables(old)
+    if options.check:
+        if old != new:
+            print("README.md and the result files differ: run python scripts/readme_tables.py", file=sys.stderr)
+        return int(old != new)
+    README.write_text(new)
+    return 0
+
+
+def with_tables(readme: str) -> str:
+    """The README with every generated part made anew."""
+    parts = {"performance": performance(), "quality": quality()}
+    for name, text in parts.items():
+        pattern = rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)"
+        readme = re.sub(pattern, lambda match, text=text: match[1] + text + match[2], readme, flags=re.DOTALL)
+    return readme
+
+
+def performance() -> str:
+    gpu = json.loads((RESULTS / "h100" / "attention.json").read_text())
+    cpu = RESULTS / "cpu" / "attention.json"
+    return gpu_table(gpu) + ("\n" + cpu_table(json.loads(cpu.read_text())) if cpu.exists() else "")
+
+
+def gpu_table(result: dict[str, Any]) -> str:
+    versions = result["versions"]
+    lines = [
+        f"One {result['gpu']}, PyTorch {versions['torch'].split('+')[0]}, Triton {versions['triton']}, bfloat16, batch 1, "
+        f"{result['date']}: `python benchmarks/gpu_attention.py`, which checks each answer before it times it. "
+        "Milliseconds, forward / backward; dense attention computes all pairs.",
+        "",
+        "| pattern | tokens | heads | sparse-attn | dense, SDPA flash | dense, SDPA cuDNN | FlexAttention |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        cells = [_milliseconds(row["times"].get(name)) for name in ("sparse-attn", *PEERS)]
+        form = "" if row["causal"] else ", bidirectional"
+        heads = f"{row['Hq']} / {row['Hkv']} x {row['D']}"
+        lines.append(f"| {_code(row['pattern'])}{form} | {row['T'] // 1024}K | {heads} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _milliseconds(times: dict[str, list[float]] | None) -> str:
+    if times is None:
+        return ""
+    return " / ".join(_short(times[step][0]) for step in ("forward", "backward") if step in times)
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def _code(pattern: str) -> str:
+    return "`" + pattern.replace("|", "\\|") + "`"
+
+
+def cpu_table(result: dict[str, Any]) -> str:
+    shape, machine = result["shape"], result["machine"]
+    lines = [
+        f"On a CPU ({machine['cpu']}, {machine['threads']} threads), `{shape['pattern']}`, causal, Hq {shape['Hq']}, Hkv "
+        f"{shape['Hkv']}, D {shape['D']}: `python benchmarks/cpu_attention.py`, {result['date']}. Seconds; the ideal is "
+        "dense pairs / kept pairs.",
+        "",
+        "| tokens | dtype | pass | sparse-attn | dense, SDPA | faster by | of ideal |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        for step in ("forward", "forward_backward"):
+            times = row[step]
+            ours, dense = _short(times["sparse-attn"][0]), _short(times["SDPA"][0])
+            lines.append(
+                f"| {row['length'] // 1024}K | {row['dtype']} | {step.replace('_', ' + ')} | {ours} | {dense} "
+                f"| {times['ratio']:.1f} x | {times['of_ideal']:.2f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def quality() -> str:
+    """What SmolLM2 keeps as ever more layers become sparse, from the search for the layers that must stay full."""
+    entries = map(json.loads, (RESULTS / "h100" / "layer_mapping.jsonl").read_text().splitlines())
+    checks = [entry for entry in entries if entry["key"].startswith("check ")]
+    lines = [
+        "SmolLM2-135M-Instruct reads *War and Peace*; a layer is dense, or `window(512) | sinks(4)`. Needles: facts found "
+        "among three depths each at 1K, 2K and 4K tokens. The layers that stay full were searched for, on other needles, by "
+        "`python scripts/search_layer_mapping.py`. One small model and single needles: what a model keeps has to be "
+        "measured for each model.",
+        "",
+        "| layers that stay full | pairs at 4K | cache that is needed at 4K | needles | perplexity at 4K |",
+        "|---|---|---|---|---|",
+    ]
+    for entry in checks:
+        sparse = sparse_layers(entry["key"])
+        cells = entry["value"]
+        longest = cells[max(cells, key=int)]
+        full = [str(layer) for layer in range(30) if layer not in sparse]
+        named = "all 30" if not sparse else ", ".join(full) if len(full) <= 8 else f"{len(full)} of 30"
+        needles = [needle["found"] for cell in cells.values() for needle in cell["needles"]]
+        lines.append(
+            f"| {named} | {longest['kept_pairs'] / longest['dense_pairs']:.0%} "
+            f"| {longest['cache_bytes'] / longest['dense_cache_bytes']:.0%} | {sum(needles)} of {len(needles)} "
+            f"| {longest['perplexity']:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def sparse_layers(key: str) -> tuple[int, ...]:
+    """The sparse layers that a check's key ends with."""
+    return tuple(int(layer) for layer in re.findall(r"\d+", key[key.rindex("(") :]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
