@@ -36,8 +36,9 @@ def with_tables(readme: str) -> str:
     """The README with every generated part made anew."""
     parts = {"performance": performance(), "quality": quality()}
     for name, text in parts.items():
-        pattern = rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)"
-        readme = re.sub(pattern, lambda match, text=text: match[1] + text + match[2], readme, flags=re.DOTALL)
+        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+        before, rest = readme.split(begin)
+        readme = before + begin + text + end + rest.split(end)[1]
     return readme
 
 

@@ -75,12 +75,12 @@ def _term(node: ast.Call, name: str, text: str) -> Pattern:
     term = _TERMS[name]
     try:
         args = [ast.literal_eval(arg) for arg in node.args]
-        options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
+        options = {keyword.arg or "": ast.literal_eval(keyword.value) for keyword in node.keywords}
     except (ValueError, TypeError):
         raise ValueError(f"pattern text {text!r}: the arguments of {name} must be plain numbers") from None
     if len(options) < len(node.keywords):
         raise ValueError(f"pattern text {text!r}: {name} is given an argument twice")
-    if None in options or any(isinstance(value, dict | set) for value in (*args, *options.values())):
+    if "" in options or any(isinstance(value, dict | set) for value in (*args, *options.values())):
         raise ValueError(f"pattern text {text!r}: the arguments of {name} must be numbers, or lists of them")
     signature = inspect.signature(term)
     try:
