@@ -123,7 +123,9 @@ def _run(
     implementation: str | None = None,
     **options: Any,
 ) -> dict[str, Tensor]:
-    leaves: dict[str, Any] = {name: tensor.detach().clone().requires_grad_(gradients) for name, tensor in inputs.items()}
+    leaves: dict[str, Any] = {
+        name: tensor.detach().clone().requires_grad_(gradients) for name, tensor in inputs.items()
+    }
     if implementation is None:
         out, lse = plain_attention(**leaves, pattern=pattern, **options)
     else:

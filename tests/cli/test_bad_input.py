@@ -40,7 +40,10 @@ CASES = {
         "must not be negative",
     ),
     "no new tokens": (["generate", "--prompt", "x", "--max-new-tokens", "0"], "expected a whole number of at least 1"),
-    "freezing": (["generate", "--prompt", "x", "--temperature", "-1"], "expected 0, or a number of at least 0.001, got '-1'"),
+    "freezing": (
+        ["generate", "--prompt", "x", "--temperature", "-1"],
+        "expected 0, or a number of at least 0.001, got '-1'",
+    ),
     "hot beyond number": (["generate", "--prompt", "x", "--temperature", "nan"], "got 'nan'"),
     "missing model": (["generate", "--prompt", "x", "--model", "./absent"], "'./absent' not found"),
     "corrupt model": (["generate", "--prompt", "x", "--model", "broken.gguf"], "broken.gguf"),
