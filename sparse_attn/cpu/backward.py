@@ -45,11 +45,11 @@ def backward(
     """Gradients of q, k, v, extra_k and extra_v in the inputs' dtype, None where `wanted` is False."""
     tensors = (inputs.q, inputs.k, inputs.v, inputs.extra_k, inputs.extra_v)
     grads = [
-        torch.zeros(tensor.shape, dtype=inputs.dtype, device="cpu") if tensor is not None and want else None
+        _zeros(tensor.shape, inputs.dtype) if tensor is not None and want else None
         for tensor, want in zip(tensors, wanted, strict=True)
     ]
     d_q, d_k, d_v, d_extra_k, d_extra_v = grads
-    inputs = inputs.widened()
+    inputs = inputs.compact()
 
     def task(lane: Lane, chunk: Sequence[Work], scratch: Scratch) -> None:
         def views(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -70,6 +70,12 @@ def backward(
 
     run_lanes(task, assignments, inputs.q, inputs.kv_heads, inputs.dtype)
     return [None if grad is None else grad.to(inputs.q.dtype) for grad in grads]
+
+
+def _zeros(shape: torch.Size, dtype: torch.dtype) -> Float[Tensor, "B N H D"]:
+    """Zeros in which each head's rows lie next to each other."""
+    batch, rows, heads, head_dim = shape
+    return torch.zeros(batch, heads, rows, head_dim, dtype=dtype, device="cpu").transpose(1, 2)
 
 
 def _rows(by_row: list[Tensor | None], scale: float, scratch: Scratch) -> Rows:

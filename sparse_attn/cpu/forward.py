@@ -25,7 +25,7 @@ from .steps import Work
 from .tiles import Assignment
 
 LOG2_E = math.log2(math.e)
-WIDEN = 4  # keys for each query row, from which on keys are converted as they are read
+COPY = 4  # keys for each query row, above which keys are read where they lie
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,11 +48,12 @@ class Inputs:
     def kv_heads(self) -> int:
         return self.k.shape[2]
 
-    def widened(self) -> "Inputs":
-        """Keys and values in the dtype of the sums, if enough rows read them that one conversion pays."""
-        if self.k.dtype == self.dtype or self.q.shape[1] * WIDEN < self.k.shape[1]:
+    def compact(self) -> "Inputs":
+        """Each head's keys next to each other in the dtype of the sums, if so many rows read them that a copy pays."""
+        if self.q.shape[1] * COPY < self.k.shape[1]:
             return self
-        return replace(self, k=self.k.to(self.dtype), v=self.v.to(self.dtype))
+        k, v = (x.transpose(1, 2).to(self.dtype).contiguous().transpose(1, 2) for x in (self.k, self.v))
+        return replace(self, k=k, v=v)
 
     def grouped(self, tensor: Tensor) -> Tensor:
         """`[B, T, Hq, ...]` -> `[B, T, Hkv, Hq // Hkv, ...]`, a view."""
@@ -82,7 +83,7 @@ class Sums:
 def forward(inputs: Inputs, assignments: Sequence[Assignment]) -> tuple[Float[Tensor, "B T Hq D"], Sums]:
     """Output in q's dtype, and what it was divided by, in the accumulation dtype."""
     out = torch.zeros(inputs.q.shape, dtype=inputs.dtype, device="cpu")
-    inputs = inputs.widened()
+    inputs = inputs.compact()
     total = torch.zeros(inputs.q.shape[:3], dtype=inputs.dtype, device="cpu")
     top = torch.full_like(total, torch.finfo(inputs.dtype).min)
 
