@@ -1,6 +1,7 @@
 """A command line in this process, one in a process of its own, and a tiny model in a folder."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -35,7 +36,10 @@ def fresh():
         environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "90"}
         return subprocess.Popen(
             [sys.executable, "-m", "sparse_attn", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=environment, text=True, **options,
+            env=environment, text=True,
+            # A shell's background jobs ignore Ctrl-C and hand that on; a user's terminal does not.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            **options,
         )  # fmt: skip
 
     return start
