@@ -158,7 +158,7 @@ def _schedule(
 
 def _triton(call: Call) -> tuple[Tensor, Tensor]:
     try:
-        from ..kernels.attention import fused_attention, geometry
+        from ..kernels.attention import fused_attention
     except ModuleNotFoundError as error:
         if error.name != "triton":
             raise
@@ -166,21 +166,22 @@ def _triton(call: Call) -> tuple[Tensor, Tensor]:
             "implementation 'triton' needs Triton, which is not installed; use 'reference'"
         ) from None
 
-    group = call.q.shape[2] // call.k.shape[2]
-    heads = len(call.patterns) if len(call.patterns) > 1 else 1
-    each = call.k.shape[2] // heads
-    results = []
-    for index, pattern in enumerate(call.patterns):
-        where = geometry(pattern, call.q.shape[1], call.k.shape[1], call.causal, call.cu_seqlens_q, call.cu_seqlens_k)
-        own = slice(index * each, (index + 1) * each)
-        own_queries = slice(own.start * group, own.stop * group)
-        results.append(
-            fused_attention(call.q[:, :, own_queries], call.k[:, :, own], call.v[:, :, own], where, call.scale)
-        )
-    if heads == 1:
-        return results[0]
-    out, lse = (torch.cat(parts, dim=2) for parts in zip(*results, strict=True))
-    return out, lse
+    bounds = [
+        None if lengths is None else torch.tensor(lengths, device="cpu")
+        for lengths in (call.cu_seqlens_q, call.cu_seqlens_k)
+    ]
+    return fused_attention(
+        call.q,
+        call.k,
+        call.v,
+        "\n".join(map(repr, call.patterns)),
+        causal=call.causal,
+        scale=call.scale,
+        cu_seqlens_q=bounds[0],
+        cu_seqlens_k=bounds[1],
+        extra_k=call.extra_k,
+        extra_v=call.extra_v,
+    )
 
 
 _DEFAULTS = {"cpu": "cpu", "cuda": "triton"}

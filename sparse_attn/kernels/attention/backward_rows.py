@@ -10,22 +10,26 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .interval import head_pointer
+from .blocks import head_pointer
+from .launch import lengths_of
 from .tiles import padded_head_dim
 
 _ROWS = 64
 
 
-@triton.jit
+@triton.jit(do_not_specialize=lengths_of("backward_rows"))
 def backward_rows_kernel(
     out, d_out, lse, d_lse, delta, lse2,
     stride_ob, stride_ot, stride_oh, stride_db, stride_dt, stride_dh, stride_lb, stride_lt, stride_lh,
+    stride_sb, stride_st, stride_sh,
     n_queries, n_heads,
-    HAS_D_LSE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+    HAS_D_LSE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS_A_PROGRAM: tl.constexpr,
 ):  # fmt: skip
-    program, batch = tl.program_id(0), tl.program_id(1)
+    program = tl.program_id(0)
+    blocks = (n_queries + ROWS_A_PROGRAM - 1) // ROWS_A_PROGRAM
     head = program % n_heads
-    rows = program // n_heads * ROWS + tl.arange(0, ROWS)
+    batch = program // n_heads // blocks
+    rows = program // n_heads % blocks * ROWS_A_PROGRAM + tl.arange(0, ROWS_A_PROGRAM)
     d = tl.arange(0, BLOCK_D)
     inside = rows < n_queries
     seen = inside[:, None] & (d < D)[None, :]
@@ -41,7 +45,8 @@ def backward_rows_kernel(
         result -= tl.load(d_lse_at, mask=inside, other=0.0)
     at = (batch.to(tl.int64) * n_heads + head) * n_queries + rows
     tl.store(delta + at, result, mask=inside)
-    natural = tl.load(lse + (batch.to(tl.int64) * n_queries + rows) * n_heads + head, mask=inside, other=0.0)
+    lse_at = head_pointer(lse, batch, head, stride_sb, stride_sh, False) + wide * stride_st
+    natural = tl.load(lse_at, mask=inside, other=0.0)
     tl.store(lse2 + at, natural * 1.4426950408889634, mask=inside)
 
 
@@ -50,9 +55,10 @@ def backward_rows(out: Tensor, d_out: Tensor, lse: Tensor, d_lse: Tensor | None)
     batch, n_queries, n_heads, head_dim = out.shape
     delta = torch.empty((batch, n_heads, n_queries), dtype=torch.float32, device=out.device)
     lse2 = torch.empty_like(delta)
-    backward_rows_kernel[(-(-n_queries // _ROWS) * n_heads, batch)](
+    backward_rows_kernel[(-(-n_queries // _ROWS) * n_heads * batch,)](
         out, d_out, lse, d_lse, delta, lse2,
-        *out.stride()[:3], *d_out.stride()[:3], *((0, 0, 0) if d_lse is None else d_lse.stride()), n_queries, n_heads,
-        HAS_D_LSE=d_lse is not None, D=head_dim, BLOCK_D=padded_head_dim(head_dim), ROWS=_ROWS,
+        *out.stride()[:3], *d_out.stride()[:3], *((0, 0, 0) if d_lse is None else d_lse.stride()),
+        *lse.stride(), n_queries, n_heads,
+        HAS_D_LSE=d_lse is not None, D=head_dim, BLOCK_D=padded_head_dim(head_dim), ROWS_A_PROGRAM=_ROWS,
     )  # fmt: skip
     return delta, lse2

@@ -1,12 +1,15 @@
 """Tile sizes by GPU, head dim and dtype, and how tensors are handed to the kernels."""
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
+
+if TYPE_CHECKING:
+    from .geometry import Geometry, Walk
 
 LOG2_E = math.log2(math.e)
 
@@ -77,19 +80,38 @@ def row_major(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def can_use_tma(capability: Capability, *tensors: Tensor) -> bool:
-    """Whether the bulk copy engine can read the tensors: Hopper and later, on addresses that are multiples of 16."""
-    return capability[0] >= 9 and all(
-        tensor.data_ptr() % 16 == 0
-        and all(stride > 0 and stride * tensor.element_size() % 16 == 0 for stride in tensor.stride()[:-1])
-        and all(size > 0 for size in tensor.shape)
-        for tensor in tensors
+def can_use_tma(capability: Capability, where: "Geometry", walk: "Walk", *tensors: Tensor) -> bool:
+    """Whether the bulk copy engine can read the tensors: Hopper and later, on addresses that are multiples of 16.
+
+    A dilated pass reads them as whole grids, which packed documents, a rest or a shift of positions do not give.
+    """
+    whole = not walk.dilated or (
+        not where.packed
+        and where.documents[0].first_position == 0
+        and all(tensor.shape[1] % walk.step == 0 for tensor in tensors)
+    )
+    return (
+        whole
+        and capability[0] >= 9
+        and all(
+            tensor.data_ptr() % 16 == 0
+            and all(stride > 0 and stride * tensor.element_size() % 16 == 0 for stride in tensor.stride()[:-1])
+            and all(size > 0 for size in tensor.shape)
+            for tensor in tensors
+        )
     )
 
 
-def tile_source(tensor: Tensor, rows: int, use_tma: bool) -> Tensor | TensorDescriptor:
-    """What a kernel reads tiles of so many rows from."""
+def tile_source(tensor: Tensor, rows: int, use_tma: bool, walk: "Walk | None" = None) -> Tensor | TensorDescriptor:
+    """What a kernel reads tiles of so many rows from: the tensor, or a descriptor over ``[B, N, H, D]``, dilated over
+    ``[B, N / step, step, H, D]``."""
     if not use_tma:
         return tensor
-    block = [1, rows, 1, padded_head_dim(tensor.shape[-1])]
-    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), block)
+    width = padded_head_dim(tensor.shape[-1])
+    batch, tokens, heads, head_dim = tensor.shape
+    by_batch, by_token, by_head, _ = tensor.stride()
+    if walk is not None and walk.dilated:
+        shape = [batch, tokens // walk.step, walk.step, heads, head_dim]
+        strides = [by_batch, by_token * walk.step, by_token, by_head, 1]
+        return TensorDescriptor(tensor, shape, strides, [1, rows, 1, 1, width])
+    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), [1, rows, 1, width])
