@@ -1,11 +1,12 @@
 """Attention on a GPU: ours against PyTorch's dense and compiled sparse attention, checked first, in one process.
 
-    python benchmarks/gpu_attention.py [--out benchmarks/results] [--quick]
+    python benchmarks/gpu_attention.py [--out benchmarks/results] [--only NAME ...] [--no-peers]
 
 For each shape the answer comes first: output and gradients on a shorter sequence against masked attention in float32,
 and sampled rows of the output at the shape itself. Then forward and backward passes are timed: medians, with the 20th and
-80th percentiles, of `triton.testing.do_bench`. TFLOP/s count kept pairs only: 4 * Hq * D * pairs forward, 2.5 times that
-backward. Writes OUT/<gpu>/attention.json.
+80th percentiles, of `triton.testing.do_bench`. TFLOP/s count kept pairs only, extra keys included and of random blocks the
+whole blocks: 4 * Hq * D * pairs forward, 2.5 times that backward. "overhead" is the peak of memory beyond inputs, outputs
+and gradients, as a share of them. flash-attn-4 runs where it is installed. Writes OUT/<gpu>/attention.json.
 """
 
 import argparse
@@ -17,6 +18,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial, reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from triton.testing import do_bench
 
-from sparse_attn import Pattern, attention, parse
+from sparse_attn import Anchors, Pattern, Random, attention, parse
 
 CHECKED_LENGTH = 3000
 SAMPLED_ROWS = 32
@@ -46,21 +49,32 @@ class Shape:
     flex: bool = False
     dense: bool = True
     flex_backward: bool = True
+    fa4: bool = False
 
     @property
     def pairs(self) -> int:
-        return parse(self.pattern).pairs(self.T, causal=self.causal)
+        pattern = parse(self.pattern)
+        blocks = [term for term in pattern.terms if isinstance(term, Random)]
+        whole = sum(term.blocks * term.block * self.T for term in blocks)  # less where there are fewer blocks to draw
+        others = [term for term in pattern.terms if not isinstance(term, Random)]
+        rest = reduce(or_, others).pairs(self.T, causal=self.causal)
+        return rest + whole + pattern.extra_keys * self.T
 
 
 K = 1024
 SHAPES = [
-    *(Shape("window(2048)", n * K, 32, 8, 128, flex=n >= 32) for n in (4, 32, 128)),
+    *(Shape("window(2048)", n * K, 32, 8, 128) for n in (1, 2)),
+    *(Shape("window(2048)", n * K, 32, 8, 128, flex=True, fa4=True) for n in (4, 32, 128)),
     Shape("window(2048) | sinks(4)", 32 * K, 32, 8, 128, dense=False),
-    *(Shape("window(2048)", n * K, 32, 32, 64, causal=False, flex=n == 32) for n in (4, 8, 16, 32)),
+    Shape("window(2048) | anchors(64)", 32 * K, 32, 8, 128, dense=False),
+    Shape("dilated(2048, 4)", 32 * K, 32, 8, 128, dense=False),
+    Shape("window(1024) | dilated(1024, 8)", 32 * K, 32, 8, 128, dense=False),
+    *(Shape("window(2048)", n * K, 32, 32, 64, causal=False, flex=n in (4, 32), fa4=True) for n in (4, 8, 16, 32)),
     *(Shape("window(1024)", n * K, 8, 2, 128, dense=False) for n in (128, 1024)),
-    *(Shape("window(1024) | sinks(4) | strided(1024)", n * K, 8, 2, 128, dense=False, flex=True, flex_backward=n < 1024)
-      for n in (128, 1024)),
-    Shape("full()", 32 * K, 32, 8, 128),
+    *(Shape("window(1024) | sinks(4) | strided(1024)", n * K, 8, 2, 128, dense=False, flex=True, flex_backward=n < 512)
+      for n in (128, 512, 1024)),
+    Shape("window(1024) | sinks(4) | strided(256) | random(3)", 128 * K, 8, 2, 128, dense=False),
+    Shape("full()", 32 * K, 32, 8, 128, fa4=True),
 ]  # fmt: skip
 
 
@@ -68,9 +82,14 @@ def main() -> int:
     options = _options()
     torch.manual_seed(0)
     rows = []
-    for shape in SHAPES[:2] if options.quick else SHAPES:
+    for shape in SHAPES:
+        if options.only and not any(
+            f"{shape.pattern} {shape.T // K}K D{shape.D}".startswith(name) for name in options.only
+        ):
+            continue
         checked = check(shape)
-        row = asdict(shape) | {"pairs": shape.pairs, "error": checked, "times": measure(shape)}
+        times = measure(shape, options.peers)
+        row = asdict(shape) | {"pairs": shape.pairs, "error": checked, "overhead": overhead(shape), "times": times}
         rows.append(row)
         print(_line(row), flush=True)
         _write(options.out, rows)
@@ -84,20 +103,21 @@ def check(shape: Shape) -> dict[str, float]:
         AssertionError: an error above 1%, twice what bfloat16 itself costs here and more.
     """
     pattern = parse(shape.pattern)
-    inputs = _inputs(shape, min(shape.T, CHECKED_LENGTH))
-    wide = [tensor.detach().float().requires_grad_() for tensor in inputs]
-    out = attention(*inputs, pattern, causal=shape.causal)
-    mask = torch.from_numpy(pattern.mask(out.shape[1], causal=shape.causal)).to(out.device)
-    expected = torch.nn.functional.scaled_dot_product_attention(
-        *(tensor.transpose(1, 2) for tensor in wide), attn_mask=mask, enable_gqa=True
-    ).transpose(1, 2)
+    length = min(shape.T, CHECKED_LENGTH)
+    inputs, extra = _inputs(shape, length), _extra(shape, length)
+    out = attention(*inputs, pattern, causal=shape.causal, **extra)
+    leaves = [*inputs, *extra.values()]
+    wide = [tensor.detach().float().requires_grad_() for tensor in leaves]
+    wide_extra = dict(zip(extra, wide[3:], strict=True))
+    expected = attention(*wide[:3], pattern, causal=shape.causal, implementation="reference", **wide_extra)
     weight = torch.randn_like(expected)
     out.backward(weight.bfloat16())
     expected.backward(weight)
     errors = {"out": _error(out, expected)}
-    for name, got, leaf in zip("qkv", inputs, wide, strict=True):
+    for name, got, leaf in zip(("q", "k", "v", *extra), leaves, wide, strict=False):
         errors[f"d{name}"] = _error(got.grad, leaf.grad)
-    errors["sampled_rows"] = _sampled_error(shape, pattern)
+    if not extra:
+        errors["sampled_rows"] = _sampled_error(shape, pattern)
     assert max(errors.values()) < 0.01, f"{shape}: {errors}"
     return errors
 
@@ -122,11 +142,31 @@ def _sampled_error(shape: Shape, pattern: Pattern) -> float:
     return _error(out[:, chosen], expected.transpose(1, 2))
 
 
-def measure(shape: Shape) -> dict[str, dict[str, list[float]]]:
+def overhead(shape: Shape) -> float:
+    """Peak memory of forward and backward pass beyond inputs, outputs and gradients, as a share of them."""
+    pattern = parse(shape.pattern)
+    inputs, extra = _inputs(shape, shape.T), _extra(shape, shape.T)
+    leaves = [*inputs, *extra.values()]
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    out = attention(*inputs, pattern, causal=shape.causal, **extra)
+    torch.autograd.grad(out, leaves, torch.empty_like(out).normal_())
+    given = sum(tensor.nbytes for tensor in leaves)
+    own = 2 * given + 2 * out.nbytes  # inputs and their gradients, the output and its gradient
+    return (torch.cuda.max_memory_allocated() - before - (own - given)) / own
+
+
+def measure(shape: Shape, peers: bool) -> dict[str, dict[str, list[float]]]:
     """Milliseconds by implementation and pass: median, 20th and 80th percentile."""
     pattern = parse(shape.pattern)
-    q, k, v = _inputs(shape, shape.T)
-    times = {"sparse-attn": _time(lambda: attention(q, k, v, pattern, causal=shape.causal), (q, k, v), True)}
+    (q, k, v), extra = _inputs(shape, shape.T), _extra(shape, shape.T)
+    run = partial(attention, q, k, v, pattern, causal=shape.causal, **extra)
+    times = {"sparse-attn": _time(run, (q, k, v, *extra.values()), True)}
+    if not peers:
+        return times
+    if shape.fa4 and (flash := _fa4(shape)) is not None:
+        times["flash-attn-4"] = _time(partial(flash, q, k, v), (q, k, v), True)
     flipped = [tensor.detach().transpose(1, 2).contiguous().requires_grad_() for tensor in (q, k, v)]
     if shape.dense:
         for name, backend in (("SDPA flash", SDPBackend.FLASH_ATTENTION), ("SDPA cuDNN", SDPBackend.CUDNN_ATTENTION)):
@@ -141,6 +181,17 @@ def measure(shape: Shape) -> dict[str, dict[str, list[float]]]:
     if shape.flex:
         times["FlexAttention"] = _time(_flex(shape, flipped), flipped, shape.flex_backward)
     return times
+
+
+def _fa4(shape: Shape) -> Callable[..., Tensor] | None:
+    try:
+        from flash_attn.cute import flash_attn_func
+    except ImportError:
+        return None
+    if shape.pattern == "full()":
+        return lambda q, k, v: flash_attn_func(q, k, v, causal=shape.causal)[0]
+    sides = (2047, 0 if shape.causal else 2047)
+    return lambda q, k, v: flash_attn_func(q, k, v, window_size=sides)[0]
 
 
 def _flex(shape: Shape, inputs: list[Tensor]) -> Callable[[], Tensor]:
@@ -180,6 +231,15 @@ def _inputs(shape: Shape, n: int) -> list[Tensor]:
     return [torch.randn(1, n, h, shape.D, device="cuda", dtype=torch.bfloat16).requires_grad_() for h in heads]
 
 
+def _extra(shape: Shape, n: int) -> dict[str, Tensor]:
+    anchors = next((term for term in parse(shape.pattern).terms if isinstance(term, Anchors)), None)
+    if anchors is None:
+        return {}
+    size = (1, -(-n // anchors.block), anchors.r, shape.Hkv, shape.D)
+    made = {name: torch.randn(size, device="cuda", dtype=torch.bfloat16) for name in ("extra_k", "extra_v")}
+    return {name: tensor.requires_grad_() for name, tensor in made.items()}
+
+
 def _error(got: Tensor | None, expected: Tensor | None) -> float:
     assert got is not None
     assert expected is not None
@@ -199,6 +259,7 @@ def _line(row: dict[str, Any]) -> str:
                 shown.append(f"{step} {median:.3f} ms{rate}")
         parts.append(" ".join(shown))
     form = "causal" if row["causal"] else "bidirectional"
+    parts.append(f"overhead {row['overhead']:.1%}")
     return f"{row['pattern']} {form} T={row['T']} Hq={row['Hq']} Hkv={row['Hkv']} D={row['D']}: " + "; ".join(parts)
 
 
@@ -221,7 +282,8 @@ def _write(out: Path, rows: list[dict[str, Any]]) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--quick", action="store_true", help="the first two shapes only")
+    parser.add_argument("--only", nargs="*", default=[], help='shapes whose name begins so: "window(2048) 32K D128"')
+    parser.add_argument("--no-peers", dest="peers", action="store_false", help="sparse-attn alone")
     return parser.parse_args()
 
 

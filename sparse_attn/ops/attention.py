@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -47,13 +47,13 @@ def attention(
         scale: Logit multiplier; ``D ** -0.5`` if None.
         cu_seqlens_q, cu_seqlens_k: Document boundaries ``[documents + 1]``, from 0 to T and from 0 to S (default: those
             of the queries), as a list or an integer tensor. Queries see their own document only, and positions count
-            within it.
+            within it. A CUDA tensor is read once, and again when it changes.
         extra_k, extra_v: The summary keys of an `Anchors` term, ``[B, ceil(S / block), R, Hkv, D]`` (packed: the
             documents' rows one after the other, without B). A query at position i sees the R keys of row i // block.
         return_lse: Also return the natural-log normaliser of the scaled logits.
-        implementation: "cpu" (gathers kept blocks; CPU tensors), "triton" (fused kernels for CUDA tensors; in this
-            version for window, chunked, full, sinks and strided terms), "reference" (dense mask, O(T x S) memory, any
-            device), or None for the one that serves q's device. A named one never falls back to another.
+        implementation: "cpu" (gathers kept blocks; CPU tensors), "triton" (fused kernels for CUDA tensors, float16,
+            bfloat16 or float32, D to 256), "reference" (dense mask, O(T x S) memory, any device), or None for the one
+            that serves q's device. A named one never falls back to another.
 
     Returns:
         The output in q's dtype, accumulated in float32 (float64 inputs: in float64). With `return_lse` also the LSE
@@ -74,6 +74,8 @@ def attention(
     >>> out.shape == q.shape
     True
     """
+    if implementation == "triton" or (implementation is None and isinstance(q, Tensor) and q.is_cuda):
+        q, k, v, extra_k, extra_v = _autocast(q, k, v, extra_k, extra_v)
     call = check_call(q, k, v, pattern, causal, scale, cu_seqlens_q, cu_seqlens_k, extra_k, extra_v)
     run = _implementation(implementation, q)
     if call.examples is None or call.packed:
@@ -84,6 +86,15 @@ def attention(
     if call.packed:
         out, lse = out[0], lse[0]
     return (out, lse) if return_lse else out
+
+
+def _autocast(*tensors: Any) -> Sequence[Any]:
+    """The tensors in autocast's dtype, as PyTorch's own attention takes them: a model's q may be wider than its v."""
+    device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return [x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in tensors]
 
 
 def _implementation(name: str | None, q: Tensor) -> Callable[[Call], tuple[Tensor, Tensor]]:
@@ -111,19 +122,23 @@ def _reference(call: Call) -> tuple[Tensor, Tensor]:
         call.patterns,
         causal=call.causal,
         scale=call.scale,
-        cu_seqlens_q=call.cu_seqlens_q,
-        cu_seqlens_k=call.cu_seqlens_k,
+        cu_seqlens_q=_numbers(call.cu_seqlens_q),
+        cu_seqlens_k=_numbers(call.cu_seqlens_k),
         extra_k=call.extra_k,
         extra_v=call.extra_v,
     )
 
 
+def _numbers(lengths: tuple[int, ...] | Tensor | None) -> tuple[int, ...] | None:
+    return tuple(lengths.tolist()) if isinstance(lengths, Tensor) else lengths
+
+
 def _cpu(call: Call) -> tuple[Tensor, Tensor]:
     from ..cpu import Assignment, tile_attention
 
+    bounds = _numbers(call.cu_seqlens_q), _numbers(call.cu_seqlens_k)
     schedules = [
-        _schedule(pattern, call.q.shape[1], call.k.shape[1], call.causal, call.cu_seqlens_q, call.cu_seqlens_k)
-        for pattern in call.patterns
+        _schedule(pattern, call.q.shape[1], call.k.shape[1], call.causal, *bounds) for pattern in call.patterns
     ]
     if len(schedules) == 1:
         assignments = [Assignment(schedules[0])]
@@ -167,14 +182,14 @@ def _triton(call: Call) -> tuple[Tensor, Tensor]:
         ) from None
 
     bounds = [
-        None if lengths is None else torch.tensor(lengths, device="cpu")
+        torch.tensor(lengths, device="cpu") if isinstance(lengths, tuple) else lengths
         for lengths in (call.cu_seqlens_q, call.cu_seqlens_k)
     ]
     return fused_attention(
         call.q,
         call.k,
         call.v,
-        "\n".join(map(repr, call.patterns)),
+        "\n".join([pattern.text for pattern in call.patterns]),
         causal=call.causal,
         scale=call.scale,
         cu_seqlens_q=bounds[0],

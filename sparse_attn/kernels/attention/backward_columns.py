@@ -48,8 +48,12 @@ def backward_columns_kernel(
     at = tl.load(positions + columns, mask=here, other=0)
     limits = parameters + 3 * CHUNKS + 2 * ROWS
     cut_left, cut_right = tl.load(limits + 2 * group), tl.load(limits + 2 * group + 1)
-    k_tile = load_rows(head_pointer(k, batch, kv_head, stride_cb, stride_ch, False), columns, here, stride_ct, D, BLOCK_D)
-    v_tile = load_rows(head_pointer(v, batch, kv_head, stride_cb, stride_ch, False), columns, here, stride_ct, D, BLOCK_D)
+    k_tile = load_rows(
+        head_pointer(k, batch, kv_head, stride_cb, stride_ch, False), columns, here, stride_ct, D, BLOCK_D
+    )
+    v_tile = load_rows(
+        head_pointer(v, batch, kv_head, stride_cb, stride_ch, False), columns, here, stride_ct, D, BLOCK_D
+    )
     dk_acc = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv_acc = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     # Columns of an earlier group that are in this one too count there: one bit for each earlier group.

@@ -72,8 +72,12 @@ def backward_keys_kernel(
     here = xs < stop
     j = residue + xs * step
     tokens = k_start + j
-    k_tile = load_rows(head_pointer(k, batch, kv_head, stride_kb, stride_kh, False), tokens, here, stride_kt, D, BLOCK_D)
-    v_tile = load_rows(head_pointer(v, batch, kv_head, stride_vb, stride_vh, False), tokens, here, stride_vt, D, BLOCK_D)
+    k_tile = load_rows(
+        head_pointer(k, batch, kv_head, stride_kb, stride_kh, False), tokens, here, stride_kt, D, BLOCK_D
+    )
+    v_tile = load_rows(
+        head_pointer(v, batch, kv_head, stride_vb, stride_vh, False), tokens, here, stride_vt, D, BLOCK_D
+    )
     dk_acc = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv_acc = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
 
@@ -122,7 +126,18 @@ def backward_keys_kernel(
                         == 0
                     )  # fmt: skip
                     dk_acc, dv_acc = key_gradient_step(
-                        k_tile, v_tile, q_tile, d_tile, lse_row, delta_row, keep, dk_acc, dv_acc, scale2, True, PRECISION
+                        k_tile,
+                        v_tile,
+                        q_tile,
+                        d_tile,
+                        lse_row,
+                        delta_row,
+                        keep,
+                        dk_acc,
+                        dv_acc,
+                        scale2,
+                        True,
+                        PRECISION,
                     )
                 else:
                     weights = tl.exp2(
@@ -203,7 +218,18 @@ def backward_keys_kernel(
                         )  # fmt: skip
                         keep = keep & (named == 0)
                     dk_acc, dv_acc = key_gradient_step(
-                        k_tile, v_tile, q_tile, d_tile, lse_row, delta_row, keep, dk_acc, dv_acc, scale2, True, PRECISION
+                        k_tile,
+                        v_tile,
+                        q_tile,
+                        d_tile,
+                        lse_row,
+                        delta_row,
+                        keep,
+                        dk_acc,
+                        dv_acc,
+                        scale2,
+                        True,
+                        PRECISION,
                     )
 
     d = tl.arange(0, BLOCK_D)

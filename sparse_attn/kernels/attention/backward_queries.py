@@ -60,10 +60,7 @@ def backward_queries_kernel(
     )
     own_keys = k_stop - k_start
     shift = q_start - (own_keys - (q_stop - q_start))
-    if DILATED:
-        n_x = (own_keys - residue + step - 1) // step
-    else:
-        n_x = own_keys
+    n_x = (own_keys - residue + step - 1) // step if DILATED else own_keys
     base = k_start + residue
     xs = x + tl.arange(0, BLOCK_M)
     inside = xs < stop
@@ -220,7 +217,9 @@ def backward_queries_kernel(
                     D, BLOCK_L, BLOCK_D, False, False, False,
                 )  # fmt: skip
                 j = (start + tl.arange(0, BLOCK_L))[None, :]
-                keep = (i // size == query_block)[:, None] & (j < key_stop) & ((j < low[:, None]) | (j >= high[:, None]))
+                keep = (
+                    (i // size == query_block)[:, None] & (j < key_stop) & ((j < low[:, None]) | (j >= high[:, None]))
+                )
                 keep = keep & near(i[:, None], j, limits + 3 * number + 1)
                 if COLUMNS > 0:
                     bits = tl.load(key_bits + k_start + j, mask=j < key_stop, other=0)
@@ -257,7 +256,11 @@ def backward_queries_kernel(
             )
 
     d = tl.arange(0, BLOCK_D)
-    at = head_pointer(dq, batch, head, stride_gb, stride_gh, False) + (rows.to(tl.int64) * stride_gt)[:, None] + d[None, :]
+    at = (
+        head_pointer(dq, batch, head, stride_gb, stride_gh, False)
+        + (rows.to(tl.int64) * stride_gt)[:, None]
+        + d[None, :]
+    )
     stored = inside[:, None] & (d < D)[None, :]
     acc *= scale
     if EXCLUDES:

@@ -57,10 +57,7 @@ def forward_kernel(
     )
     own_keys = k_stop - k_start
     shift = q_start - (own_keys - (q_stop - q_start))  # from a position to its row
-    if DILATED:
-        n_x = (own_keys - residue + step - 1) // step
-    else:
-        n_x = own_keys
+    n_x = (own_keys - residue + step - 1) // step if DILATED else own_keys
     base = k_start + residue
     xs = x + tl.arange(0, BLOCK_M)
     inside = xs < stop
@@ -252,7 +249,9 @@ def forward_kernel(
                     D, BLOCK_L, BLOCK_D, False, False, False,
                 )  # fmt: skip
                 j = (start + tl.arange(0, BLOCK_L))[None, :]
-                keep = (i // size == query_block)[:, None] & (j < key_stop) & ((j < low[:, None]) | (j >= high[:, None]))
+                keep = (
+                    (i // size == query_block)[:, None] & (j < key_stop) & ((j < low[:, None]) | (j >= high[:, None]))
+                )
                 keep = keep & near(i[:, None], j, limits + 3 * number + 1)
                 if COLUMNS > 0:
                     bits = tl.load(key_bits + k_start + j, mask=j < key_stop, other=0)

@@ -53,7 +53,6 @@ def fused_attention(
     Raises:
         NotImplementedError: dtype, head dim, device or GPU that the kernels do not serve.
     """
-    _check_served(q)
     result = torch.ops.sparse_attn.fused_attention(
         q, k, v, extra_k, extra_v, cu_seqlens_q, cu_seqlens_k, patterns, causal, scale
     )
@@ -95,6 +94,7 @@ def _fused_attention(
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
+    _check_served(q)
     with _on_device(q):
         parts = []
         for heads, where in _by_heads(q, k, cu_seqlens_q, cu_seqlens_k, patterns, causal):

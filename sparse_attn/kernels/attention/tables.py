@@ -30,7 +30,9 @@ def blocks(all_documents: tuple[Document, ...], walk: Walk, rows: int, axis: str
     """Document, residue, first x and end of each block of a pass."""
     found = []
     for index, document in enumerate(all_documents):
-        residues = np.arange(max(min(walk.step, document.n_keys), 1)) if walk.residue is None else np.array([walk.residue])
+        residues = (
+            np.arange(max(min(walk.step, document.n_keys), 1)) if walk.residue is None else np.array([walk.residue])
+        )
         begin = document.first_position if axis == "q" else 0
         first = np.maximum(-(-(begin - residues) // walk.step), 0)
         stop = -(-(document.n_keys - residues) // walk.step)
@@ -50,10 +52,7 @@ def documents(where: Geometry) -> Table:
     extra = [0, *accumulate(-(-document.n_keys // block) if where.anchors else 0 for document in where.documents)]
     full = [0, *accumulate(len(rows) for rows in _full_rows(where))]
     return np.array(
-        [
-            (*document, extra[index], full[index], full[index + 1])
-            for index, document in enumerate(where.documents)
-        ],
+        [(*document, extra[index], full[index], full[index + 1]) for index, document in enumerate(where.documents)],
         dtype=np.int32,
     ).reshape(-1, 7)
 
@@ -148,7 +147,10 @@ def _seen_by_all(where: Geometry, columns: Columns, rows: int) -> Table:
         if layout.interval is None:
             low = high = ahead
         else:
-            low, high = layout.interval.bounds(first, document.n_keys)[0], layout.interval.bounds(last, document.n_keys)[1]
+            low, high = (
+                layout.interval.bounds(first, document.n_keys)[0],
+                layout.interval.bounds(last, document.n_keys)[1],
+            )
         before, after = columns.before[blocks_of], columns.after[blocks_of]
         if columns.left is None:
             seen = np.searchsorted(own, np.minimum(low, ahead)) + begin

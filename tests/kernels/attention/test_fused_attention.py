@@ -181,7 +181,7 @@ def test_what_the_kernels_do_not_serve_is_refused_by_name() -> None:
     many = Sinks(1).within(Window(1))
     for left in range(2, 33):
         many |= Sinks(1).within(Window(left))
-    with pytest.raises(NotImplementedError, match="at most 31 different windows, .* has 32; use 'reference'"):
+    with pytest.raises(NotImplementedError, match=r"at most 31 different windows, .* has 32; use 'reference'"):
         attention(**inputs, pattern=many, implementation="triton")
     with pytest.raises(NotImplementedError, match=r"got torch\.float64; use 'reference'"):
         attention(**{name: x.double() for name, x in inputs.items()}, pattern=Window(4), implementation="triton")
