@@ -134,7 +134,8 @@ def _constants(variant: Variant, tile: Any, block_d: int, precision: str) -> dic
     columns = min(tile.n, 64) if PARTS[variant.parts]["COLUMNS"] else 0
     return PARTS[variant.parts] | {
         "HAS_INTERVAL": True, "HAS_D_LSE": True, "BLOCK_C": columns, "BLOCK_L": min(tile.n, 64),
-        "BLOCK_E": min(tile.n, 64), "ROWS_A_PROGRAM": 64, "TABLE": variant.packed or variant.parts == "dilated",
+        "BLOCK_E": min(tile.n, 64), "ROWS_A_PROGRAM": 64, "UNCUT": False, "SIDES": 2,
+        "LIST_TMA": tma, "EXTRA_TMA": tma, "TABLE": variant.packed or variant.parts == "dilated",
         "PACKED": variant.packed, "GROUP": 4, "D": variant.head_dim, "BLOCK_D": block_d,
         "BLOCK_M": tile.m, "BLOCK_N": tile.n, "NEGATE": False, "USE_TMA": tma, "COLUMN_TMA": tma and columns > 0,
         "PRECISION": precision,
@@ -156,16 +157,21 @@ def _type(name: str, variant: Variant, tile: Any, constants: dict[str, Any]) -> 
             return "constexpr"  # None
         tma = f"tensordesc<{element}[1, {constants['BLOCK_C']}, 1, {constants['BLOCK_D']}]>"
         return tma if constants["COLUMN_TMA"] else f"*{element}"
-    if name in ("extra_k", "extra_v") and constants["EXTRA"] == 0:
-        return "constexpr"
+    parts = {"list_k": ("LISTS", "LIST_TMA", "BLOCK_L"), "extra_k": ("EXTRA", "EXTRA_TMA", "BLOCK_E")}
+    count, engine, block = parts.get(name.replace("_v", "_k"), ("", "", ""))
+    if engine in constants:
+        if constants[count] == 0 or variant.parts == "dilated":
+            return "constexpr"  # None
+        tma = f"tensordesc<{element}[1, {constants[block]}, 1, {constants['BLOCK_D']}]>"
+        return tma if constants[engine] else f"*{element}"
     if variant.kernel == "backward_columns" and name in ("dk", "dv"):
         return "*fp32"  # sums of splits
     if name in ("lse", "d_lse", "lse2", "delta"):
         return "*fp32"
     tensors = ("q", "k", "v", "out", "d_out", "dq", "dk", "dv", "extra_k", "extra_v", "d_extra_k", "d_extra_v")
-    if name in tensors or name in ("k_rows", "v_rows", "q_rows", "d_rows"):
+    if name in tensors or name in ("q_rows", "d_rows"):
         return f"*{element}"
-    if name.startswith(("stride", "n_", "hop_")) or name in ("left", "right", "step", "extra_block"):
+    if name.startswith(("stride", "n_", "hop_")) or name in ("left", "right", "step", "extra_block", "offset"):
         return "i32"
     return "fp32" if name in ("scale", "scale2") else "*i32"
 

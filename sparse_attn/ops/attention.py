@@ -53,7 +53,8 @@ def attention(
         return_lse: Also return the natural-log normaliser of the scaled logits.
         implementation: "cpu" (gathers kept blocks; CPU tensors), "triton" (fused kernels for CUDA tensors, float16,
             bfloat16 or float32, D to 256), "reference" (dense mask, O(T x S) memory, any device), or None for the one
-            that serves q's device. A named one never falls back to another.
+            that serves q's device; on a GPU, up to 2,048 keys of which the pattern hides none go to PyTorch's own
+            dense kernels, unless the LSE is asked for. A named one never falls back to another.
 
     Returns:
         The output in q's dtype, accumulated in float32 (float64 inputs: in float64). With `return_lse` also the LSE
@@ -77,6 +78,9 @@ def attention(
     if implementation == "triton" or (implementation is None and isinstance(q, Tensor) and q.is_cuda):
         q, k, v, extra_k, extra_v = _autocast(q, k, v, extra_k, extra_v)
     call = check_call(q, k, v, pattern, causal, scale, cu_seqlens_q, cu_seqlens_k, extra_k, extra_v)
+    if implementation is None and not return_lse and _suits_dense(call):
+        out = _dense(call)
+        return out[0] if call.packed else out
     run = _implementation(implementation, q)
     if call.examples is None or call.packed:
         out, lse = run(call)
@@ -171,6 +175,33 @@ def _schedule(
     )
 
 
+def _suits_dense(call: Call) -> bool:
+    """Whether PyTorch's dense kernels serve a call as well: short, on a GPU, and nothing that the pattern hides.
+
+    At such lengths a launch is what counts, and theirs is lighter. Inside a compiled region lengths are unknown.
+    """
+    if not call.q.is_cuda or torch.compiler.is_compiling() or call.packed or call.extra_k is not None:
+        return False
+    n_queries, n_keys = call.q.shape[1], call.k.shape[1]
+    if n_keys > _SHORT or (call.causal and n_queries != n_keys) or call.q.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    return call.examples is None and all(_keeps_all(pattern, n_keys, call.causal) for pattern in call.patterns)
+
+
+@lru_cache(maxsize=256)
+def _keeps_all(pattern: Pattern, n: int, causal: bool) -> bool:
+    return pattern.pairs(n, causal=causal) == (n * (n + 1) // 2 if causal else n * n)
+
+
+def _dense(call: Call) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (call.q, call.k, call.v))
+    grouped = q.shape[1] != k.shape[1]
+    out = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, is_causal=call.causal, scale=call.scale, enable_gqa=grouped
+    )
+    return out.transpose(1, 2)
+
+
 def _triton(call: Call) -> tuple[Tensor, Tensor]:
     try:
         from ..kernels.attention import fused_attention
@@ -199,5 +230,6 @@ def _triton(call: Call) -> tuple[Tensor, Tensor]:
     )
 
 
+_SHORT = 2048  # keys; from here on the fused kernels are as fast where they do all the work (benchmarks/NOTES.md)
 _DEFAULTS = {"cpu": "cpu", "cuda": "triton"}
 _IMPLEMENTATIONS = {"cpu": _cpu, "reference": _reference, "triton": _triton}

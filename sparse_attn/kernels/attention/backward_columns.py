@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .backward_keys import key_gradient_step
-from .blocks import head_pointer, load_rows, load_tile
+from .blocks import document_bounds, head_pointer, load_rows, load_tile
 from .geometry import Geometry
 from .interval import row_bounds
 from .launch import Gradients, Inputs, gather_columns, lengths_of, shared_arguments
@@ -19,16 +19,17 @@ from .tiles import LOG2_E, Capability, backward_columns_tile, can_use_tma, padde
 
 _ROWS_A_SPLIT = 1024  # fewer rows than this are not worth a sum of their own
 _PROGRAMS = 1024  # enough to fill the largest GPUs several times
+_SHARE = 0.007  # of the memory that the call's tensors take: as much may the sums take
 
 
 @triton.jit(do_not_specialize=lengths_of("backward_columns"))
 def backward_columns_kernel(
     q, k, v, d_out, lse2, delta, dk, dv, blocks, documents, parameters, row_bits, key_bits, positions, column_tokens,
     stride_qb, stride_qt, stride_qh, stride_cb, stride_ct, stride_ch, stride_db, stride_dt, stride_dh,
-    stride_gs, stride_gb, stride_gt, stride_gh,
-    n_documents, n_queries, n_keys, n_kv_heads, n_splits, scale, scale2, left, right,
+    stride_gs, stride_gb, stride_gt, stride_gh, stride_row,
+    n_documents, n_queries, n_keys, offset, n_kv_heads, n_splits, scale, scale2, left, right,
     HAS_INTERVAL: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    PACKED: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    UNCUT: tl.constexpr, PACKED: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, USE_TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     program, split, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -36,12 +37,9 @@ def backward_columns_kernel(
     block = program // n_kv_heads
     document, group = tl.load(blocks + 4 * block), tl.load(blocks + 4 * block + 1)
     c, c_stop = tl.load(blocks + 4 * block + 2), tl.load(blocks + 4 * block + 3)
-    q_start, q_stop, k_start, k_stop = 0, n_queries, 0, n_keys
+    q_start, own_keys, first_query = 0, n_keys, offset
     if PACKED:
-        q_start, q_stop = tl.load(documents + 7 * document), tl.load(documents + 7 * document + 1)
-        k_start, k_stop = tl.load(documents + 7 * document + 2), tl.load(documents + 7 * document + 3)
-    own_keys = k_stop - k_start
-    first_query = own_keys - (q_stop - q_start)
+        q_start, _, own_keys, first_query = document_bounds(documents, document)
     shift = q_start - first_query
     columns = c + tl.arange(0, BLOCK_N)
     here = columns < c_stop
@@ -74,7 +72,7 @@ def backward_columns_kernel(
         head = kv_head * GROUP + g
         q_head = head_pointer(q, batch, head, stride_qb, stride_qh, USE_TMA)
         d_head = head_pointer(d_out, batch, head, stride_db, stride_dh, USE_TMA)
-        rows_at = (batch.to(tl.int64) * n_kv_heads * GROUP + head) * n_queries
+        rows_at = (batch.to(tl.int64) * n_kv_heads * GROUP + head) * stride_row
         for start in tl.range(begin, end, BLOCK_M):
             q_tile = load_tile(
                 q_head, batch, head, 0, start, first_query, own_keys, shift, 1, stride_qt,
@@ -96,7 +94,7 @@ def backward_columns_kernel(
             keep = keep & ((at[:, None] < low[None, :]) | (at[:, None] >= high[None, :]))
             keep = keep & here[:, None] & inside[None, :]
             if COLUMNS > 1:
-                keep = keep & (in_columns(i[None, :], at[:, None], bits[:, None], limits, COLUMNS) == 0)
+                keep = keep & (in_columns(i[None, :], at[:, None], bits[:, None], limits, COLUMNS, UNCUT) == 0)
             dk_acc, dv_acc = key_gradient_step(
                 k_tile, v_tile, q_tile, d_tile, lse_row, delta_row, keep, dk_acc, dv_acc, scale2, True, PRECISION
             )
@@ -127,8 +125,10 @@ def add_backward_columns(
     n_keys, n_kv_heads = inputs.k.shape[1:3]
     tile = backward_columns_tile(capability, head_dim, q.dtype)
     blocks, groups = where.column_blocks(tile.n, q.device)
-    n_splits = max(1, min(n_queries // _ROWS_A_SPLIT, _PROGRAMS // (len(blocks) * n_kv_heads * batch)))
     keys, values = gather_columns(inputs.k, tokens), gather_columns(inputs.v, tokens)
+    given = 4 * (q.numel() + inputs.k.numel()) * q.element_size()  # inputs, output and all gradients
+    affordable = int(_SHARE * given / (8 * keys.numel()))
+    n_splits = max(1, min(n_queries // _ROWS_A_SPLIT, _PROGRAMS // (len(blocks) * n_kv_heads * batch), affordable))
     sums = torch.empty((2, n_splits, *keys.shape), dtype=torch.float32, device=q.device)
     use_tma = can_use_tma(capability, where, where.main, q, d_out)
     shared = shared_arguments(where, where.main, q.device)
@@ -136,12 +136,12 @@ def add_backward_columns(
         tile_source(q, tile.m, use_tma), keys, values, tile_source(d_out, tile.m, use_tma),
         gradients.lse2, gradients.delta, sums[0], sums[1],
         blocks=blocks, positions=positions, column_tokens=tokens,
-        n_queries=n_queries, n_keys=n_keys, n_kv_heads=n_kv_heads, n_splits=n_splits,
+        n_queries=n_queries, n_keys=n_keys, offset=n_keys - n_queries, n_kv_heads=n_kv_heads, n_splits=n_splits,
         stride_qb=q.stride(0), stride_qt=q.stride(1), stride_qh=q.stride(2),
         stride_cb=keys.stride(0), stride_ct=keys.stride(1), stride_ch=keys.stride(2),
         stride_db=d_out.stride(0), stride_dt=d_out.stride(1), stride_dh=d_out.stride(2),
         stride_gs=sums.stride(1), stride_gb=sums.stride(2), stride_gt=sums.stride(3), stride_gh=sums.stride(4),
-        scale=scale, scale2=scale * LOG2_E, GROUP=n_heads // n_kv_heads,
+        stride_row=gradients.lse2.stride(1), scale=scale, scale2=scale * LOG2_E, GROUP=n_heads // n_kv_heads,
         D=head_dim, BLOCK_D=padded_head_dim(head_dim), BLOCK_M=tile.m, BLOCK_N=tile.n, USE_TMA=use_tma,
         PRECISION=precision(q.dtype), num_warps=tile.warps, num_stages=tile.stages,
         **{name: shared[name] for name in backward_columns_kernel.arg_names if name in shared},

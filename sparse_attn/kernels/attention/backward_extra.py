@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .backward_keys import key_gradient_step
-from .blocks import head_pointer, load_rows, load_tile
+from .blocks import document_bounds, head_pointer, load_rows, load_tile
 from .geometry import Geometry
 from .launch import Gradients, Inputs, lengths_of
 from .tiles import LOG2_E, Capability, backward_keys_tile, can_use_tma, padded_head_dim, precision, tile_source
@@ -16,8 +16,8 @@ from .tiles import LOG2_E, Capability, backward_keys_tile, can_use_tma, padded_h
 def backward_extra_kernel(
     q, extra_k, extra_v, d_out, lse2, delta, d_extra_k, d_extra_v, blocks, documents,
     stride_qb, stride_qt, stride_qh, stride_eb, stride_et, stride_eh, stride_db, stride_dt, stride_dh,
-    stride_gb, stride_gt, stride_gh,
-    n_queries, n_keys, n_documents, n_extra, n_kv_heads, scale, scale2, extra_block,
+    stride_gb, stride_gt, stride_gh, stride_row,
+    n_keys, offset, n_extra, n_kv_heads, scale, scale2, extra_block,
     EXTRA: tl.constexpr, PACKED: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, USE_TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -27,14 +27,11 @@ def backward_extra_kernel(
     batch = program // n_kv_heads // (n_extra * part)
     tile = program // n_kv_heads % (n_extra * part)
     row = tile // part  # of extra keys
-    q_start, q_stop, k_start, k_stop, number = 0, n_queries, 0, n_keys, row
+    q_start, own_keys, first_query, number = 0, n_keys, offset, row
     if PACKED:
         document = tl.load(blocks + row)
-        q_start, q_stop = tl.load(documents + 7 * document), tl.load(documents + 7 * document + 1)
-        k_start, k_stop = tl.load(documents + 7 * document + 2), tl.load(documents + 7 * document + 3)
+        q_start, _, own_keys, first_query = document_bounds(documents, document)
         number = row - tl.load(documents + 7 * document + 4)
-    own_keys = k_stop - k_start
-    first_query = own_keys - (q_stop - q_start)
     shift = q_start - first_query
     r = tile % part * BLOCK_N + tl.arange(0, BLOCK_N)
     here = r < EXTRA
@@ -54,7 +51,7 @@ def backward_extra_kernel(
         head = kv_head * GROUP + g
         q_head = head_pointer(q, batch, head, stride_qb, stride_qh, USE_TMA)
         d_head = head_pointer(d_out, batch, head, stride_db, stride_dh, USE_TMA)
-        rows_at = (batch.to(tl.int64) * n_kv_heads * GROUP + head) * n_queries
+        rows_at = (batch.to(tl.int64) * n_kv_heads * GROUP + head) * stride_row
         for start in tl.range(begin, end, BLOCK_M):
             q_tile = load_tile(
                 q_head, batch, head, 0, start, first_query, own_keys, shift, 1, stride_qt,
@@ -102,13 +99,14 @@ def backward_extra(
         tile_source(q, tile.m, use_tma), keys, values, tile_source(d_out, tile.m, use_tma),
         gradients.lse2, gradients.delta, d_keys, d_values,
         blocks=where.extra_documents(q.device), documents=where.document_table(q.device),
-        n_queries=n_queries, n_keys=inputs.k.shape[1], n_documents=len(where.documents), n_extra=n_extra,
+        n_keys=inputs.k.shape[1], offset=inputs.k.shape[1] - n_queries, n_extra=n_extra,
         n_kv_heads=n_kv_heads,
         stride_qb=q.stride(0), stride_qt=q.stride(1), stride_qh=q.stride(2),
         stride_eb=keys.stride(0), stride_et=keys.stride(1), stride_eh=keys.stride(2),
         stride_db=d_out.stride(0), stride_dt=d_out.stride(1), stride_dh=d_out.stride(2),
         stride_gb=d_keys.stride(0), stride_gt=d_keys.stride(1), stride_gh=d_keys.stride(2),
-        scale=scale, scale2=scale * LOG2_E, extra_block=where.anchors.block, EXTRA=where.anchors.r,
+        stride_row=gradients.lse2.stride(1), scale=scale, scale2=scale * LOG2_E,
+        extra_block=where.anchors.block, EXTRA=where.anchors.r,
         PACKED=where.packed, GROUP=n_heads // n_kv_heads, D=head_dim, BLOCK_D=padded_head_dim(head_dim),
         BLOCK_M=tile.m, BLOCK_N=tile.n, USE_TMA=use_tma, PRECISION=precision(q.dtype),
         num_warps=tile.warps, num_stages=tile.stages,

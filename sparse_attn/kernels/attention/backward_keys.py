@@ -45,22 +45,20 @@ def backward_keys_kernel(
     blocks, documents, parameters, row_bits, row_positions, key_bits, list_rows, list_begins, list_entries,
     columns_rows, columns_begins, columns_entries,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
-    stride_db, stride_dt, stride_dh, stride_gb, stride_gt, stride_gh,
-    n_blocks, n_documents, n_queries, n_keys, n_kv_heads, scale, scale2, left, right, step, hop_left, hop_right,
+    stride_db, stride_dt, stride_dh, stride_gb, stride_gt, stride_gh, stride_row,
+    n_blocks, n_documents, n_queries, n_keys, offset, n_kv_heads, scale, scale2, left, right, step, hop_left, hop_right,
     HAS_INTERVAL: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, LISTS: tl.constexpr,
-    EARLIER: tl.constexpr, EXCLUDES: tl.constexpr, TABLE: tl.constexpr, PACKED: tl.constexpr, GROUP: tl.constexpr,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    UNCUT: tl.constexpr, EARLIER: tl.constexpr, EXCLUDES: tl.constexpr, TABLE: tl.constexpr, PACKED: tl.constexpr,
+    GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     USE_TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     DILATED: tl.constexpr = EARLIER >= 0
     program = tl.program_id(0)
     kv_head = program % n_kv_heads
     batch = program // n_kv_heads // n_blocks
-    document, residue, x, stop, q_start, q_stop, k_start, k_stop = locate_block(
-        program // n_kv_heads % n_blocks, blocks, documents, 0, n_queries, n_keys, BLOCK_N, TABLE, PACKED
+    document, residue, x, stop, q_start, k_start, own_keys, first_query = locate_block(
+        program // n_kv_heads % n_blocks, blocks, documents, 0, offset, n_queries, n_keys, BLOCK_N, TABLE, PACKED
     )
-    own_keys = k_stop - k_start
-    first_query = own_keys - (q_stop - q_start)  # position of the document's first query
     shift = q_start - first_query  # from a position to its row
     if DILATED:
         n_x = (own_keys - residue + step - 1) // step
@@ -95,7 +93,7 @@ def backward_keys_kernel(
         head = kv_head * GROUP + g
         q_head = head_pointer(q, batch, head, stride_qb, stride_qh, USE_TMA)
         d_head = head_pointer(d_out, batch, head, stride_db, stride_dh, USE_TMA)
-        rows_at = (batch.to(tl.int64) * n_kv_heads * GROUP + head) * n_queries
+        rows_at = (batch.to(tl.int64) * n_kv_heads * GROUP + head) * stride_row
         if HAS_INTERVAL or DILATED:
             for start in tl.range(low_first, high_last, BLOCK_M):
                 q_tile = load_tile(
@@ -121,7 +119,7 @@ def backward_keys_kernel(
                         named_before_pass(
                             i[None, :], j[:, None], low[None, :], high[None, :], inside[None, :],
                             key_bits, tokens[:, None], here[:, None], document, n_documents,
-                            list_rows, list_begins, list_entries, behind_rows, EARLIER, COLUMNS, LISTS,
+                            list_rows, list_begins, list_entries, behind_rows, EARLIER, COLUMNS, LISTS, UNCUT,
                         )
                         == 0
                     )  # fmt: skip
@@ -210,7 +208,7 @@ def backward_keys_kernel(
                     keep = keep & near(i[None, :], j[:, None], limits + 3 * number + 1)
                     if COLUMNS > 0:
                         bits = tl.load(key_bits + tokens, mask=here, other=0)[:, None]
-                        keep = keep & (in_columns(i[None, :], j[:, None], bits, behind_rows, COLUMNS) == 0)
+                        keep = keep & (in_columns(i[None, :], j[:, None], bits, behind_rows, COLUMNS, UNCUT) == 0)
                     if number > 0:
                         named = in_lists(
                             i[None, :], j[:, None], inside[None, :], document, n_documents,
@@ -280,13 +278,13 @@ def _backward_pass(
         gradients.lse2, gradients.delta, dk, dv,
         blocks=table, row_positions=where.row_tables(q.device)[1],
         columns_rows=transposed[0], columns_begins=transposed[1], columns_entries=transposed[2],
-        n_blocks=n_blocks, n_queries=n_queries, n_keys=n_keys, n_kv_heads=n_kv_heads,
+        n_blocks=n_blocks, n_queries=n_queries, n_keys=n_keys, offset=n_keys - n_queries, n_kv_heads=n_kv_heads,
         stride_qb=q.stride(0), stride_qt=q.stride(1), stride_qh=q.stride(2),
         stride_kb=k.stride(0), stride_kt=k.stride(1), stride_kh=k.stride(2),
         stride_vb=v.stride(0), stride_vt=v.stride(1), stride_vh=v.stride(2),
         stride_db=d_out.stride(0), stride_dt=d_out.stride(1), stride_dh=d_out.stride(2),
         stride_gb=dk.stride(0), stride_gt=dk.stride(1), stride_gh=dk.stride(2),
-        scale=scale, scale2=scale * LOG2_E, GROUP=n_heads // n_kv_heads, D=head_dim,
+        stride_row=gradients.lse2.stride(1), scale=scale, scale2=scale * LOG2_E, GROUP=n_heads // n_kv_heads, D=head_dim,
         BLOCK_D=padded_head_dim(head_dim), BLOCK_M=tile.m, BLOCK_N=tile.n, USE_TMA=use_tma,
         PRECISION=precision(q.dtype), num_warps=tile.warps, num_stages=tile.stages,
         **shared_arguments(where, walk, q.device),

@@ -34,19 +34,20 @@ def query_gradient_step(
 
 @triton.jit(do_not_specialize=lengths_of("forward"))
 def backward_queries_kernel(
-    q, k, v, k_rows, v_rows, d_out, lse2, delta, dq, extra_k, extra_v, column_k, column_v,
+    q, k, v, list_k, list_v, d_out, lse2, delta, dq, extra_k, extra_v, column_k, column_v,
     blocks, documents, parameters, row_bits, key_bits, column_positions, column_tokens, column_ranges,
     list_rows, list_begins, list_entries,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
     stride_db, stride_dt, stride_dh, stride_gb, stride_gt, stride_gh, stride_cb, stride_ct, stride_ch,
-    stride_eb, stride_et, stride_eh,
-    n_blocks, n_documents, n_queries, n_keys, n_heads, scale, scale2,
+    stride_eb, stride_et, stride_eh, stride_row,
+    n_blocks, n_documents, n_queries, n_keys, offset, n_heads, scale, scale2,
     left, right, step, hop_left, hop_right, extra_block,
     HAS_INTERVAL: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, LISTS: tl.constexpr,
-    EXTRA: tl.constexpr, EARLIER: tl.constexpr, EXCLUDES: tl.constexpr,
+    UNCUT: tl.constexpr, SIDES: tl.constexpr, EXTRA: tl.constexpr, EARLIER: tl.constexpr, EXCLUDES: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_E: tl.constexpr,
     TABLE: tl.constexpr, PACKED: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, USE_TMA: tl.constexpr, COLUMN_TMA: tl.constexpr,
+    LIST_TMA: tl.constexpr, EXTRA_TMA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     DILATED: tl.constexpr = EARLIER >= 0
@@ -55,11 +56,10 @@ def backward_queries_kernel(
     block = n_blocks - 1 - program // n_heads % n_blocks
     batch = program // n_heads // n_blocks
     kv_head = head // GROUP
-    document, residue, x, stop, q_start, q_stop, k_start, k_stop = locate_block(
-        block, blocks, documents, n_keys - n_queries, n_queries, n_keys, BLOCK_M, TABLE, PACKED
+    document, residue, x, stop, q_start, k_start, own_keys, first_query = locate_block(
+        block, blocks, documents, offset, offset, n_queries, n_keys, BLOCK_M, TABLE, PACKED
     )
-    own_keys = k_stop - k_start
-    shift = q_start - (own_keys - (q_stop - q_start))
+    shift = q_start - first_query  # from a position to its row
     n_x = (own_keys - residue + step - 1) // step if DILATED else own_keys
     base = k_start + residue
     xs = x + tl.arange(0, BLOCK_M)
@@ -70,7 +70,7 @@ def backward_queries_kernel(
     d_tile = load_rows(
         head_pointer(d_out, batch, head, stride_db, stride_dh, False), rows, inside, stride_dt, D, BLOCK_D
     )  # fmt: skip
-    rows_at = (batch.to(tl.int64) * n_heads + head) * n_queries + rows
+    rows_at = (batch.to(tl.int64) * n_heads + head) * stride_row + rows
     lse_row = tl.load(lse2 + rows_at, mask=inside, other=float("inf"))
     delta_row = tl.load(delta + rows_at, mask=inside, other=0.0)
     keys = head_pointer(k, batch, kv_head, stride_kb, stride_kh, USE_TMA)
@@ -118,7 +118,7 @@ def backward_queries_kernel(
             keep = keep & (
                 named_before_pass(
                     i[:, None], j, low[:, None], high[:, None], inside[:, None], key_bits, k_start + j, hops < n_x,
-                    document, n_documents, list_rows, list_begins, list_entries, behind_rows, EARLIER, COLUMNS, LISTS,
+                    document, n_documents, list_rows, list_begins, list_entries, behind_rows, EARLIER, COLUMNS, LISTS, UNCUT,
                 )
                 == 0
             )  # fmt: skip
@@ -150,7 +150,7 @@ def backward_queries_kernel(
         column_values = head_pointer(column_v, batch, kv_head, stride_cb, stride_ch, COLUMN_TMA)
         for g in tl.static_range(COLUMNS):
             ranges = column_ranges + (block * COLUMNS + g) * 6
-            for side in tl.static_range(2):
+            for side in tl.static_range(SIDES):
                 c_start, c_mid = tl.load(ranges + 3 * side), tl.load(ranges + 3 * side + 1)
                 c_stop = tl.load(ranges + 3 * side + 2)
                 if side == 0:
@@ -188,14 +188,14 @@ def backward_queries_kernel(
                     if g > 0:
                         token = tl.load(column_tokens + cs, mask=cs < masked_stop, other=0)
                         bits = tl.load(key_bits + token, mask=cs < masked_stop, other=0)[None, :]
-                        keep = keep & (in_columns(i[:, None], j, bits, behind_rows, g) == 0)
+                        keep = keep & (in_columns(i[:, None], j, bits, behind_rows, g, UNCUT) == 0)
                     acc = query_gradient_step(
                         q_tile, d_tile, lse_row, delta_row, k_tile, v_tile, keep, acc, scale2, True, PRECISION
                     )
 
     if LISTS > 0 and not DILATED:
-        list_keys = head_pointer(k_rows, batch, kv_head, stride_kb, stride_kh, False)
-        list_values = head_pointer(v_rows, batch, kv_head, stride_vb, stride_vh, False)
+        list_keys = head_pointer(list_k, batch, kv_head, stride_kb, stride_kh, LIST_TMA)
+        list_values = head_pointer(list_v, batch, kv_head, stride_vb, stride_vh, LIST_TMA)
         limits = behind_rows + 2 * COLUMNS
         for number in tl.static_range(LISTS):
             size = tl.load(limits + 3 * number)
@@ -210,11 +210,11 @@ def backward_queries_kernel(
                 key_stop = tl.minimum(key_block * size + size, own_keys)
                 k_tile = load_tile(
                     list_keys, batch, kv_head, 0, start, 0, key_stop, k_start, 1, stride_kt,
-                    D, BLOCK_L, BLOCK_D, False, False, False,
+                    D, BLOCK_L, BLOCK_D, LIST_TMA, PACKED, False,
                 )  # fmt: skip
                 v_tile = load_tile(
                     list_values, batch, kv_head, 0, start, 0, key_stop, k_start, 1, stride_vt,
-                    D, BLOCK_L, BLOCK_D, False, False, False,
+                    D, BLOCK_L, BLOCK_D, LIST_TMA, PACKED, False,
                 )  # fmt: skip
                 j = (start + tl.arange(0, BLOCK_L))[None, :]
                 keep = (
@@ -223,7 +223,7 @@ def backward_queries_kernel(
                 keep = keep & near(i[:, None], j, limits + 3 * number + 1)
                 if COLUMNS > 0:
                     bits = tl.load(key_bits + k_start + j, mask=j < key_stop, other=0)
-                    keep = keep & (in_columns(i[:, None], j, bits, behind_rows, COLUMNS) == 0)
+                    keep = keep & (in_columns(i[:, None], j, bits, behind_rows, COLUMNS, UNCUT) == 0)
                 if number > 0:
                     named = in_lists(
                         i[:, None], j, inside[:, None], document, n_documents, list_rows, list_begins, list_entries,
@@ -235,20 +235,36 @@ def backward_queries_kernel(
                 )
 
     if EXTRA > 0 and not DILATED:
-        extra_keys = head_pointer(extra_k, batch, kv_head, stride_eb, stride_eh, False)
-        extra_values = head_pointer(extra_v, batch, kv_head, stride_eb, stride_eh, False)
+        extra_keys = head_pointer(extra_k, batch, kv_head, stride_eb, stride_eh, EXTRA_TMA)
+        extra_values = head_pointer(extra_v, batch, kv_head, stride_eb, stride_eh, EXTRA_TMA)
         extra_base = 0
         if PACKED:
             extra_base = tl.load(documents + 7 * document + 4) * EXTRA
         extra_stop = ((stop - 1) // extra_block + 1) * EXTRA
-        for e in tl.range(x // extra_block * EXTRA, extra_stop, BLOCK_E):
+        extra_begin = x // extra_block * EXTRA
+        if EXTRA % BLOCK_E == 0:
+            free_stop = tl.where(extra_stop - extra_begin == EXTRA, extra_stop, extra_begin)
+            for e in tl.range(extra_begin, free_stop, BLOCK_E):  # all rows stand in one block
+                k_tile = load_tile(
+                    extra_keys, batch, kv_head, 0, e, 0, extra_stop, extra_base, 1, stride_et,
+                    D, BLOCK_E, BLOCK_D, EXTRA_TMA, False, False,
+                )  # fmt: skip
+                v_tile = load_tile(
+                    extra_values, batch, kv_head, 0, e, 0, extra_stop, extra_base, 1, stride_et,
+                    D, BLOCK_E, BLOCK_D, EXTRA_TMA, False, False,
+                )  # fmt: skip
+                acc = query_gradient_step(
+                    q_tile, d_tile, lse_row, delta_row, k_tile, v_tile, True, acc, scale2, False, PRECISION
+                )
+            extra_begin = free_stop
+        for e in tl.range(extra_begin, extra_stop, BLOCK_E):
             k_tile = load_tile(
                 extra_keys, batch, kv_head, 0, e, 0, extra_stop, extra_base, 1, stride_et,
-                D, BLOCK_E, BLOCK_D, False, False, False,
+                D, BLOCK_E, BLOCK_D, EXTRA_TMA, PACKED, False,
             )  # fmt: skip
             v_tile = load_tile(
                 extra_values, batch, kv_head, 0, e, 0, extra_stop, extra_base, 1, stride_et,
-                D, BLOCK_E, BLOCK_D, False, False, False,
+                D, BLOCK_E, BLOCK_D, EXTRA_TMA, PACKED, False,
             )  # fmt: skip
             keep = (i // extra_block)[:, None] == ((e + tl.arange(0, BLOCK_E)) // EXTRA)[None, :]
             acc = query_gradient_step(
@@ -291,15 +307,16 @@ def _backward_pass(
     use_tma = can_use_tma(capability, where, walk, k, v)
     keys = key_arguments(inputs, where, walk, tile, capability)
     backward_queries_kernel[(n_blocks * n_heads * batch,)](
-        q, tile_source(k, tile.n, use_tma, walk), tile_source(v, tile.n, use_tma, walk), k, v, d_out,
-        gradients.lse2, gradients.delta, dq,
-        blocks=table, n_blocks=n_blocks, n_queries=n_queries, n_keys=k.shape[1], n_heads=n_heads,
+        q, tile_source(k, tile.n, use_tma, walk), tile_source(v, tile.n, use_tma, walk),
+        d_out=d_out, lse2=gradients.lse2, delta=gradients.delta, dq=dq,
+        blocks=table, n_blocks=n_blocks, n_queries=n_queries, n_keys=k.shape[1], offset=k.shape[1] - n_queries,
+        n_heads=n_heads,
         stride_qb=q.stride(0), stride_qt=q.stride(1), stride_qh=q.stride(2),
         stride_kb=k.stride(0), stride_kt=k.stride(1), stride_kh=k.stride(2),
         stride_vb=v.stride(0), stride_vt=v.stride(1), stride_vh=v.stride(2),
         stride_db=d_out.stride(0), stride_dt=d_out.stride(1), stride_dh=d_out.stride(2),
         stride_gb=dq.stride(0), stride_gt=dq.stride(1), stride_gh=dq.stride(2),
-        scale=scale, scale2=scale * LOG2_E, GROUP=n_heads // k.shape[2], D=head_dim,
+        stride_row=gradients.lse2.stride(1), scale=scale, scale2=scale * LOG2_E, GROUP=n_heads // k.shape[2], D=head_dim,
         BLOCK_D=padded_head_dim(head_dim), BLOCK_M=tile.m, BLOCK_N=tile.n, USE_TMA=use_tma,
         PRECISION=precision(q.dtype), num_warps=tile.warps, num_stages=tile.stages,
         **keys, **shared_arguments(where, walk, q.device),

@@ -21,7 +21,7 @@ _ROWS = 64
 def backward_rows_kernel(
     out, d_out, lse, d_lse, delta, lse2,
     stride_ob, stride_ot, stride_oh, stride_db, stride_dt, stride_dh, stride_lb, stride_lt, stride_lh,
-    stride_sb, stride_st, stride_sh,
+    stride_sb, stride_st, stride_sh, stride_row,
     n_queries, n_heads,
     HAS_D_LSE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS_A_PROGRAM: tl.constexpr,
 ):  # fmt: skip
@@ -43,7 +43,7 @@ def backward_rows_kernel(
     if HAS_D_LSE:
         d_lse_at = head_pointer(d_lse, batch, head, stride_lb, stride_lh, False) + wide * stride_lt
         result -= tl.load(d_lse_at, mask=inside, other=0.0)
-    at = (batch.to(tl.int64) * n_heads + head) * n_queries + rows
+    at = (batch.to(tl.int64) * n_heads + head) * stride_row + rows
     tl.store(delta + at, result, mask=inside)
     lse_at = head_pointer(lse, batch, head, stride_sb, stride_sh, False) + wide * stride_st
     natural = tl.load(lse_at, mask=inside, other=0.0)
@@ -51,14 +51,15 @@ def backward_rows_kernel(
 
 
 def backward_rows(out: Tensor, d_out: Tensor, lse: Tensor, d_lse: Tensor | None) -> tuple[Tensor, Tensor]:
-    """delta and lse2, ``[B, Hq, T]`` in float32."""
+    """delta and lse2 in float32, ``[B, Hq, T]``, T rounded up to a multiple of 16 (what follows the end is not written)."""
     batch, n_queries, n_heads, head_dim = out.shape
-    delta = torch.empty((batch, n_heads, n_queries), dtype=torch.float32, device=out.device)
+    # A head's run begins at a multiple of 16, whatever the length: what loads of several numbers at once need.
+    delta = torch.empty((batch, n_heads, -(-n_queries // 16) * 16), dtype=torch.float32, device=out.device)
     lse2 = torch.empty_like(delta)
     backward_rows_kernel[(-(-n_queries // _ROWS) * n_heads * batch,)](
         out, d_out, lse, d_lse, delta, lse2,
         *out.stride()[:3], *d_out.stride()[:3], *((0, 0, 0) if d_lse is None else d_lse.stride()),
-        *lse.stride(), n_queries, n_heads,
+        *lse.stride(), delta.stride(1), n_queries, n_heads,
         HAS_D_LSE=d_lse is not None, D=head_dim, BLOCK_D=padded_head_dim(head_dim), ROWS_A_PROGRAM=_ROWS,
     )  # fmt: skip
     return delta, lse2

@@ -8,15 +8,16 @@ import triton.language as tl
 
 
 @triton.jit
-def locate_block(block, blocks, documents, first, n_queries, n_keys, ROWS: tl.constexpr, TABLE: tl.constexpr,
+def locate_block(block, blocks, documents, first, offset, n_queries, n_keys, ROWS: tl.constexpr, TABLE: tl.constexpr,
                  PACKED: tl.constexpr):  # fmt: skip
-    """Where a block of queries or keys stands: document, residue, x, stop, and q_start, q_stop, k_start, k_stop.
+    """Where a block of queries or keys stands: document, residue, x, stop, q_start, k_start, the document's number of
+    keys, and the position of its first query (`offset` without packing).
 
     Without a table, blocks of a main pass are cut from x = first on. With one, `blocks` holds document, residue, first x
     and end of each block; `documents` holds seven numbers a document, of which the first four are its boundaries.
     """
     document, residue = 0, 0
-    q_start, q_stop, k_start, k_stop = 0, n_queries, 0, n_keys
+    q_start, k_start, own_keys, first_query = 0, 0, n_keys, offset
     if TABLE:
         document, residue = tl.load(blocks + 4 * block), tl.load(blocks + 4 * block + 1)
         x, stop = tl.load(blocks + 4 * block + 2), tl.load(blocks + 4 * block + 3)
@@ -24,9 +25,16 @@ def locate_block(block, blocks, documents, first, n_queries, n_keys, ROWS: tl.co
         x = first + block * ROWS
         stop = tl.minimum(x + ROWS, n_keys)
     if PACKED:
-        q_start, q_stop = tl.load(documents + 7 * document), tl.load(documents + 7 * document + 1)
-        k_start, k_stop = tl.load(documents + 7 * document + 2), tl.load(documents + 7 * document + 3)
-    return document, residue, x, stop, q_start, q_stop, k_start, k_stop
+        q_start, k_start, own_keys, first_query = document_bounds(documents, document)
+    return document, residue, x, stop, q_start, k_start, own_keys, first_query
+
+
+@triton.jit
+def document_bounds(documents, document):
+    """First query and first key of a packed document, its number of keys, and the position of its first query."""
+    q_start, q_stop = tl.load(documents + 7 * document), tl.load(documents + 7 * document + 1)
+    k_start, k_stop = tl.load(documents + 7 * document + 2), tl.load(documents + 7 * document + 3)
+    return q_start, k_start, k_stop - k_start, k_stop - k_start - (q_stop - q_start)
 
 
 @triton.jit

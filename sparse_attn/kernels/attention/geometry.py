@@ -54,6 +54,7 @@ class Geometry:
             their limits (and block size).
         list_block: The largest block of a list, 0 without lists.
         few_columns: The number of columns where it does not grow with the sequence, otherwise 0.
+        uncut: Whether columns are seen from everywhere, but for causality.
         anchors: The extra keys' term.
         parameters: Chunks, then the limits of rows, of columns, of lists, and of passes, as the kernels read them.
     """
@@ -71,6 +72,7 @@ class Geometry:
     lists: int
     list_block: int
     few_columns: int
+    uncut: bool
     anchors: Anchors | None
     parameters: tuple[int, ...]
     groups: Groups
@@ -101,7 +103,7 @@ class Geometry:
 
     def layout(self, rows: int) -> Layout:
         """The pattern's layout for blocks of so many query rows."""
-        return self._once(("layout", rows), lambda: self._layout(rows))
+        return self.once(("layout", rows), lambda: self._layout(rows))
 
     def blocks(self, walk: Walk, rows: int, axis: str, device: torch.device) -> tuple[int, Tensor | None]:
         """How many blocks of so many queries (axis "q") or keys ("k") a pass has, and their table ``[blocks, 4]``.
@@ -111,7 +113,7 @@ class Geometry:
         if not self.packed and not walk.dilated:
             document = self.documents[0]
             return -(-(document.n_queries if axis == "q" else document.n_keys) // rows), None
-        table = self._once(("blocks", walk, rows, axis), lambda: tables.blocks(self.documents, walk, rows, axis))
+        table = self.once(("blocks", walk, rows, axis), lambda: tables.blocks(self.documents, walk, rows, axis))
         return len(table), self._on(device, ("blocks", walk, rows, axis), table)
 
     def numbers(self, device: torch.device) -> Tensor:
@@ -154,7 +156,7 @@ class Geometry:
     def column_blocks(self, columns: int, device: torch.device) -> tuple[Tensor, tuple[slice, ...]]:
         """Blocks of so many columns ``[blocks, 4]`` (document, group, first column and end); each group's columns."""
         table = self._table(device, ("column blocks", columns), lambda: tables.column_blocks(self, columns))
-        return table, self._once("column groups", lambda: tables.column_groups(self))
+        return table, self.once("column groups", lambda: tables.column_groups(self))
 
     def extra_documents(self, device: torch.device) -> Tensor | None:
         """The document of each row of extra keys; None without packing."""
@@ -168,7 +170,7 @@ class Geometry:
         """
         if not self.lists:
             return None
-        made = self._once(("lists", axis), lambda: tables.lists(self, axis))
+        made = self.once(("lists", axis), lambda: tables.lists(self, axis))
         first, begins, entries = (self._on(device, ("lists", axis, nth), made[nth]) for nth in range(3))
         return first, begins, entries
 
@@ -183,15 +185,16 @@ class Geometry:
         return self.pattern.layout(**lengths, block_q=rows, block_k=rows, causal=self.causal)
 
     def _table(self, device: torch.device, name: Any, make: Any) -> Tensor:
-        return self._on(device, name, self._once(name, make))
+        return self._on(device, name, self.once(name, make))
 
-    def _once(self, name: Any, make: Any) -> Any:
+    def once(self, name: Any, make: Any) -> Any:
+        """What was made under a name, or what `make` makes now."""
         if name not in self._made:
             self._made[name] = make()
         return self._made[name]
 
     def _on(self, device: torch.device, name: Any, table: Any) -> Tensor:
-        return self._once((device, name), lambda: torch.from_numpy(table).to(device))  # type: ignore[no-any-return]
+        return self.once((device, name), lambda: torch.from_numpy(table).to(device))  # type: ignore[no-any-return]
 
 
 @lru_cache(maxsize=64)
@@ -236,6 +239,7 @@ def geometry(
         lists=len(groups.lists),
         list_block=max((block for block, _ in groups.lists), default=0),
         few_columns=tables.few_columns(groups),
+        uncut=all(left is None and right == (0 if causal else None) for left, right in groups.columns),
         anchors=groups.anchors,
         parameters=tuple(_parameters(groups, interval)),
         groups=groups,

@@ -38,23 +38,35 @@ class Gradients(NamedTuple):
     delta: Tensor
 
 
+_NOTHING: dict[str, Any] = {
+    "column_k": None, "column_v": None, "column_positions": None, "column_tokens": None, "column_ranges": None,
+    "stride_cb": 0, "stride_ct": 0, "stride_ch": 0, "BLOCK_C": 0, "COLUMN_TMA": False,
+    "list_k": None, "list_v": None, "BLOCK_L": 16, "LIST_TMA": False,
+    "extra_k": None, "extra_v": None, "stride_eb": 0, "stride_et": 0, "stride_eh": 0, "extra_block": 1,
+    "EXTRA": 0, "BLOCK_E": 16, "EXTRA_TMA": False,
+}  # fmt: skip
+
+
 def lengths_of(kernel: str) -> list[str]:
     """Arguments that change with the length alone: a kernel is not compiled anew for them."""
-    common = ["n_queries", "n_keys", "n_documents"]
     own = {
-        "forward": ["n_blocks"],
-        "backward_keys": ["n_blocks"],
-        "backward_rows": ["stride_lb", "stride_sb"],
-        "backward_columns": ["n_splits"],
-        "backward_extra": ["n_extra"],
+        "forward": ["n_queries", "n_keys", "n_documents", "n_blocks"],
+        "backward_rows": ["n_queries", "stride_lb", "stride_sb"],
+        "backward_keys": ["n_queries", "n_keys", "n_documents", "n_blocks"],
+        "backward_columns": ["n_queries", "n_keys", "n_documents", "n_splits"],
+        "backward_extra": ["n_keys", "n_extra"],
     }
-    return (common if kernel != "backward_rows" else ["n_queries"]) + own.get(kernel, [])
+    return own[kernel]
 
 
-def shared_arguments(where: Geometry, walk: Walk, device: torch.device, axis: str = "q") -> dict[str, Any]:
-    """The pattern's parts as one pass reads them; lists by query block (axis "q") or by key block ("k")."""
+def shared_arguments(where: Geometry, walk: Walk, device: torch.device) -> dict[str, Any]:
+    """The pattern's parts as one pass reads them; made once, since a short call takes no longer than making them."""
+    return where.once(("arguments", walk, device), lambda: _shared_arguments(where, walk, device))  # type: ignore[no-any-return]
+
+
+def _shared_arguments(where: Geometry, walk: Walk, device: torch.device) -> dict[str, Any]:
     row_bits, _ = where.row_tables(device)
-    lists = where.list_tables(device, axis) or (None, None, None)
+    lists = where.list_tables(device, "q") or (None, None, None)
     return {
         "documents": where.document_table(device), "parameters": where.numbers(device), "row_bits": row_bits,
         "key_bits": where.key_bits(device),
@@ -62,23 +74,24 @@ def shared_arguments(where: Geometry, walk: Walk, device: torch.device, axis: st
         "n_documents": len(where.documents), "left": where.left, "right": where.right,
         "step": walk.step, "hop_left": walk.left, "hop_right": walk.right,
         "HAS_INTERVAL": where.has_interval, "CHUNKS": where.chunks, "ROWS": where.rows, "COLUMNS": where.columns,
-        "LISTS": where.lists, "EARLIER": walk.earlier, "EXCLUDES": where.excludes(walk),
+        "LISTS": where.lists, "UNCUT": where.uncut, "SIDES": 1 if where.causal else 2,
+        "EARLIER": walk.earlier, "EXCLUDES": where.excludes(walk),
         "TABLE": where.packed or walk.dilated, "PACKED": where.packed,
     }  # fmt: skip
 
 
 def key_arguments(inputs: Inputs, where: Geometry, walk: Walk, tile: Tile, capability: Capability) -> dict[str, Any]:
     """What a query block reads beside its interval: columns gathered, extra keys, and the tiles of both and of lists."""
-    return {
+    beside = where.columns or where.lists or where.anchors
+    return _beside(inputs, where, walk, tile, capability) if beside and not walk.dilated else _NOTHING
+
+
+def _beside(inputs: Inputs, where: Geometry, walk: Walk, tile: Tile, capability: Capability) -> dict[str, Any]:
+    return _NOTHING | {
         **_columns(inputs, where, walk, tile, capability),
-        **_extra(inputs, where, walk, tile),
-        "BLOCK_L": list_tile(where, tile.n),
+        **_extra(inputs, where, walk, tile, capability),
+        **_lists(inputs, where, walk, tile, capability),
     }
-
-
-def list_tile(where: Geometry, most: int) -> int:
-    """Keys of a list's tile: the largest block's, where that is not too many."""
-    return min(most, max(16, triton.next_power_of_2(where.list_block)))
 
 
 def column_tile(where: Geometry, most: int) -> int:
@@ -92,11 +105,9 @@ def gather_columns(tensor: Tensor, tokens: Tensor) -> Tensor:
 
 
 def _columns(inputs: Inputs, where: Geometry, walk: Walk, tile: Tile, capability: Capability) -> dict[str, Any]:
-    names = ("column_k", "column_v", "column_positions", "column_tokens", "column_ranges")
-    arguments: dict[str, Any] = dict.fromkeys(names) | {"stride_cb": 0, "stride_ct": 0, "stride_ch": 0}
-    columns = None if walk.dilated else where.column_tables(inputs.k.device)
+    columns = where.column_tables(inputs.k.device)
     if columns is None:
-        return arguments | {"BLOCK_C": 0, "COLUMN_TMA": False}
+        return {}
     positions, tokens = columns
     block = column_tile(where, tile.n)
     keys, values = gather_columns(inputs.k, tokens), gather_columns(inputs.v, tokens)
@@ -110,16 +121,24 @@ def _columns(inputs: Inputs, where: Geometry, walk: Walk, tile: Tile, capability
     }  # fmt: skip
 
 
-def _extra(inputs: Inputs, where: Geometry, walk: Walk, tile: Tile) -> dict[str, Any]:
+def _lists(inputs: Inputs, where: Geometry, walk: Walk, tile: Tile, capability: Capability) -> dict[str, Any]:
+    if not where.lists:
+        return {}
+    block = min(tile.n, max(16, triton.next_power_of_2(where.list_block)))
+    use_tma = can_use_tma(capability, where, walk, inputs.k, inputs.v)
+    keys, values = (tile_source(tensor, block, use_tma) for tensor in (inputs.k, inputs.v))
+    return {"list_k": keys, "list_v": values, "BLOCK_L": block, "LIST_TMA": use_tma}
+
+
+def _extra(inputs: Inputs, where: Geometry, walk: Walk, tile: Tile, capability: Capability) -> dict[str, Any]:
     keys, values = inputs.extra_k, inputs.extra_v
-    if keys is None or values is None or where.anchors is None or walk.dilated:
-        return {
-            "extra_k": None, "extra_v": None, "stride_eb": 0, "stride_et": 0, "stride_eh": 0, "extra_block": 1,
-            "EXTRA": 0, "BLOCK_E": 16,
-        }  # fmt: skip
+    if keys is None or values is None or where.anchors is None:
+        return {}
+    block = min(tile.n, max(16, triton.next_power_of_2(where.anchors.r)))
+    use_tma = can_use_tma(capability, where, walk, keys, values)
     return {
-        "extra_k": keys, "extra_v": values,
+        "extra_k": tile_source(keys, block, use_tma), "extra_v": tile_source(values, block, use_tma),
         "stride_eb": keys.stride(0), "stride_et": keys.stride(1), "stride_eh": keys.stride(2),
         "extra_block": where.anchors.block, "EXTRA": where.anchors.r,
-        "BLOCK_E": min(tile.n, max(16, triton.next_power_of_2(where.anchors.r))),
+        "BLOCK_E": block, "EXTRA_TMA": use_tma,
     }  # fmt: skip

@@ -16,11 +16,17 @@ def near(i, j, limits):
 
 
 @triton.jit
-def in_columns(i, j, bits, limits, GROUPS: tl.constexpr):
-    """Keys that stand in one of the first groups of columns, by their bits."""
-    named = (i < 0) & (j < 0)
-    for g in tl.static_range(GROUPS):
-        named = named | ((((bits >> g) & 1) == 1) & near(i, j, limits + 2 * g))
+def in_columns(i, j, bits, limits, GROUPS: tl.constexpr, UNCUT: tl.constexpr):
+    """Keys that stand in one of the first groups of columns, by their bits.
+
+    UNCUT: columns have no limits but causality, under which nobody asks for later keys.
+    """
+    if UNCUT:
+        named = (bits & ((1 << GROUPS) - 1)) != 0
+    else:
+        named = (i < 0) & (j < 0)
+        for g in tl.static_range(GROUPS):
+            named = named | ((((bits >> g) & 1) == 1) & near(i, j, limits + 2 * g))
     return named
 
 
@@ -57,7 +63,7 @@ def in_passes(i, j, passes, COUNT: tl.constexpr):
 @triton.jit
 def named_before_pass(
     i, j, low, high, inside, key_bits, key_at, key_inside, document, n_documents, first_rows, begins, entries,
-    parameters, EARLIER: tl.constexpr, COLUMNS: tl.constexpr, LISTS: tl.constexpr,
+    parameters, EARLIER: tl.constexpr, COLUMNS: tl.constexpr, LISTS: tl.constexpr, UNCUT: tl.constexpr,
 ):  # fmt: skip
     """Keys that interval, columns, lists and the first EARLIER dilated passes name; low .. high are the rows' runs.
 
@@ -66,7 +72,7 @@ def named_before_pass(
     named = (low <= j) & (j < high)
     if COLUMNS > 0:
         bits = tl.load(key_bits + key_at, mask=key_inside, other=0)
-        named = named | in_columns(i, j, bits, parameters, COLUMNS)
+        named = named | in_columns(i, j, bits, parameters, COLUMNS, UNCUT)
     if LISTS > 0:
         named = named | in_lists(
             i, j, inside, document, n_documents, first_rows, begins, entries, parameters + 2 * COLUMNS, LISTS

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ...patterns import Pattern, parse
 from .backward_columns import add_backward_columns
@@ -53,10 +55,11 @@ def fused_attention(
     Raises:
         NotImplementedError: dtype, head dim, device or GPU that the kernels do not serve.
     """
-    result = torch.ops.sparse_attn.fused_attention(
-        q, k, v, extra_k, extra_v, cu_seqlens_q, cu_seqlens_k, patterns, causal, scale
-    )
-    return result  # type: ignore[no-any-return]
+    arguments = (q, k, v, extra_k, extra_v, cu_seqlens_q, cu_seqlens_k, patterns, causal, scale)
+    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+        return torch.ops.sparse_attn.fused_attention(*arguments)  # type: ignore[no-any-return]
+    # Eagerly the same without the operator's way through the dispatcher, which takes as long as a short call itself.
+    return _FusedAttention.apply(*arguments)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _check_served(q: Tensor) -> None:
@@ -81,8 +84,7 @@ def _interpreted() -> bool:
     return isinstance(forward_kernel, InterpretedFunction)
 
 
-@torch.library.custom_op("sparse_attn::fused_attention", mutates_args=())
-def _fused_attention(
+def _forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -102,7 +104,10 @@ def _fused_attention(
     return _joined([part[0] for part in parts]), _joined([part[1] for part in parts])
 
 
-@_fused_attention.register_fake
+_operator = torch.library.custom_op("sparse_attn::fused_attention", _forward, mutates_args=())
+
+
+@_operator.register_fake
 def _(
     q: Tensor,
     k: Tensor,
@@ -118,8 +123,7 @@ def _(
     return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
-@torch.library.custom_op("sparse_attn::fused_attention_backward", mutates_args=())
-def _fused_attention_backward(
+def _backward(
     d_out: Tensor,
     d_lse: Tensor | None,
     q: Tensor,
@@ -166,7 +170,10 @@ def _fused_attention_backward(
     return whole[0], whole[1], whole[2], whole[3], whole[4]
 
 
-@_fused_attention_backward.register_fake
+_backward_operator = torch.library.custom_op("sparse_attn::fused_attention_backward", _backward, mutates_args=())
+
+
+@_backward_operator.register_fake
 def _(
     d_out: Tensor,
     d_lse: Tensor | None,
@@ -199,19 +206,40 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+def _operator_gradients(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+    return _gradients(ctx, torch.ops.sparse_attn.fused_attention_backward, d_out, d_lse)
+
+
+def _gradients(
+    ctx: Any, run: Callable[..., tuple[Tensor, ...]], d_out: Tensor | None, d_lse: Tensor | None
+) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad
     if d_out is None and d_lse is None:
         return (None,) * 10
     saved = ctx.saved_tensors
     d_out = torch.zeros_like(saved[3]) if d_out is None else d_out
     wanted = [needs[0], needs[1] or needs[2], needs[3] or needs[4]]
-    found = torch.ops.sparse_attn.fused_attention_backward(d_out, d_lse, *saved, *ctx.rest, wanted)
+    found = run(d_out, d_lse, *saved, *ctx.rest, wanted)
     gradients = [gradient if need else None for gradient, need in zip(found, needs[:5], strict=True)]
     return (*gradients, None, None, None, None, None)
 
 
-_fused_attention.register_autograd(_backward, setup_context=_setup_context)
+_operator.register_autograd(_operator_gradients, setup_context=_setup_context)
+
+
+class _FusedAttention(torch.autograd.Function):
+    """The operator's autograd, without the operator."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        output = _forward(*inputs)
+        _setup_context(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return _gradients(ctx, _backward, d_out, d_lse)
 
 
 def _by_heads(

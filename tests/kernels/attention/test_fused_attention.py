@@ -14,6 +14,7 @@ from sparse_attn.testing.judge_attention import judge_attention
 pytestmark = pytest.mark.filterwarnings(
     "ignore:invalid value encountered:RuntimeWarning",
     "ignore:divide by zero:RuntimeWarning",
+    "ignore:overflow encountered:RuntimeWarning",
     "ignore:Conversion of an array with ndim > 0:DeprecationWarning",
 )
 
@@ -121,6 +122,7 @@ def test_sums_of_columns_may_be_split(monkeypatch: pytest.MonkeyPatch) -> None:
 
     module = sys.modules["sparse_attn.kernels.attention.backward_columns"]
     monkeypatch.setattr(module, "_ROWS_A_SPLIT", 20)
+    monkeypatch.setattr(module, "_SHARE", 1.0)
     judge_attention(Case("split", T=90, S=100).inputs(), parse("window(9) | strided(9)"), implementation="triton")
 
 

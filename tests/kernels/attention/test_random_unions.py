@@ -11,6 +11,7 @@ from sparse_attn.testing.judge_attention import judge_attention
 pytestmark = pytest.mark.filterwarnings(
     "ignore:invalid value encountered:RuntimeWarning",
     "ignore:divide by zero:RuntimeWarning",
+    "ignore:overflow encountered:RuntimeWarning",
     "ignore:Conversion of an array with ndim > 0:DeprecationWarning",
 )
 
