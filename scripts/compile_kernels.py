@@ -80,7 +80,9 @@ def compile_variant(variant: Variant, registers: bool = False) -> tuple[int, str
     kernel = getattr(module, f"{variant.kernel}_kernel")
     named = {"backward_rows": lambda *_: tiles.Tile(64, 64, 4, 1), "backward_extra": tiles.backward_keys_tile}
     choose = named.get(variant.kernel) or getattr(tiles, f"{variant.kernel}_tile")
-    tile = choose(variant.capability, variant.head_dim, dtype)
+    walked = ({"window": 2048, "union": 0, "dilated": tiles.FAR}[variant.parts],)
+    by_pattern = variant.kernel in ("forward", "backward_queries")
+    tile = choose(variant.capability, variant.head_dim, dtype, *(walked if by_pattern else ()))
     constants = _constants(variant, tile, tiles.padded_head_dim(variant.head_dim), tiles.precision(dtype))
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     signature = {name: _type(name, variant, tile, constants) for name in kernel.arg_names}
@@ -97,7 +99,8 @@ def compile_variant(variant: Variant, registers: bool = False) -> tuple[int, str
         attrs={
             (index,): [["tt.divisibility", 16]]
             for index, name in enumerate(kernel.arg_names)
-            if signature[name].startswith("*") or (name.startswith("stride") and signature[name] != "constexpr")
+            if signature[name].startswith("*")
+            or ((name.startswith("stride") or name in ("left", "right", "offset")) and signature[name] != "constexpr")
         },
     )
     major, minor = variant.capability

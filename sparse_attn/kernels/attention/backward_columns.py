@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .backward_keys import key_gradient_step
-from .blocks import document_bounds, head_pointer, load_rows, load_tile
+from .blocks import document_bounds, head_pointer, load_rows, load_tile, readable_rows
 from .geometry import Geometry
 from .interval import row_bounds
 from .launch import Gradients, Inputs, gather_columns, lengths_of, shared_arguments
@@ -67,6 +67,7 @@ def backward_columns_kernel(
     share = (tl.maximum(high_query - low_query, 0) + n_splits * BLOCK_M - 1) // (n_splits * BLOCK_M) * BLOCK_M
     begin = low_query + split * share
     end = tl.minimum(begin + share, high_query)
+    rows_stop = readable_rows(first_query, own_keys, PACKED)
     m = tl.arange(0, BLOCK_M)
     for g in range(GROUP):
         head = kv_head * GROUP + g
@@ -85,8 +86,9 @@ def backward_columns_kernel(
             i = start + m
             inside = i < end
             rows = i + shift
-            lse_row = tl.load(lse2 + rows_at + rows, mask=inside, other=float("inf"))
-            delta_row = tl.load(delta + rows_at + rows, mask=inside, other=0.0)
+            readable = i < rows_stop
+            lse_row = tl.load(lse2 + rows_at + rows, mask=readable, other=float("inf"))
+            delta_row = tl.load(delta + rows_at + rows, mask=readable, other=0.0)
             low, high = row_bounds(
                 i, own_keys, left, right, parameters, row_bits, rows, inside, HAS_INTERVAL, CHUNKS, ROWS
             )

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .blocks import head_pointer, load_rows, load_tile, locate_block
+from .blocks import head_pointer, load_rows, load_tile, locate_block, readable_rows
 from .geometry import Geometry, Walk
 from .interval import query_bounds, row_bounds
 from .launch import Gradients, Inputs, lengths_of, shared_arguments
@@ -63,8 +63,10 @@ def backward_keys_kernel(
     if DILATED:
         n_x = (own_keys - residue + step - 1) // step
         first_x = (first_query - residue + step - 1) // step
+        rows_stop = n_x
     else:
         n_x, first_x = own_keys, first_query
+        rows_stop = readable_rows(first_query, own_keys, PACKED)
     base = shift + residue
     xs = x + tl.arange(0, BLOCK_N)
     here = xs < stop
@@ -106,8 +108,9 @@ def backward_keys_kernel(
                 )  # fmt: skip
                 inside = start + m < n_x
                 rows = base + (start + m) * step
-                lse_row = tl.load(lse2 + rows_at + rows, mask=inside, other=float("inf"))  # weight 0 past the end
-                delta_row = tl.load(delta + rows_at + rows, mask=inside, other=0.0)
+                readable = start + m < rows_stop
+                lse_row = tl.load(lse2 + rows_at + rows, mask=readable, other=float("inf"))  # weight 0 past the end
+                delta_row = tl.load(delta + rows_at + rows, mask=readable, other=0.0)
                 i = residue + (start + m) * step
                 if EXCLUDES:
                     low, high = row_bounds(

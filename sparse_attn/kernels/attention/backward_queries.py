@@ -300,7 +300,7 @@ def _backward_pass(
 ) -> None:
     q, k, v, d_out = inputs.q, inputs.k, inputs.v, gradients.d_out
     batch, n_queries, n_heads, head_dim = q.shape
-    tile = backward_queries_tile(capability, head_dim, q.dtype)
+    tile = backward_queries_tile(capability, head_dim, q.dtype, where.walked(walk))
     n_blocks, table = where.blocks(walk, tile.m, "q", q.device)
     if n_blocks == 0:
         return

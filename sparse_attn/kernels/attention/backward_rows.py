@@ -2,7 +2,8 @@
 
     delta = sum_d(dout * out) - dlse;   lse2 = log2(e) * LSE
 
-They are stored head by head, ``[B, Hq, T]``, so that a tile of rows reads them as one run.
+They are stored head by head, ``[B, Hq, T]``, so that a tile of rows reads them as one run. Behind the last row, up to a
+multiple of 16, stand rows of weight 0 (lse2 infinite): a tile reads several numbers at once without asking for each.
 """
 
 import torch
@@ -32,6 +33,7 @@ def backward_rows_kernel(
     rows = program // n_heads % blocks * ROWS_A_PROGRAM + tl.arange(0, ROWS_A_PROGRAM)
     d = tl.arange(0, BLOCK_D)
     inside = rows < n_queries
+    padded = rows < stride_row
     seen = inside[:, None] & (d < D)[None, :]
     wide = rows.to(tl.int64)
     out_at = head_pointer(out, batch, head, stride_ob, stride_oh, False) + (wide * stride_ot)[:, None] + d[None, :]
@@ -44,16 +46,15 @@ def backward_rows_kernel(
         d_lse_at = head_pointer(d_lse, batch, head, stride_lb, stride_lh, False) + wide * stride_lt
         result -= tl.load(d_lse_at, mask=inside, other=0.0)
     at = (batch.to(tl.int64) * n_heads + head) * stride_row + rows
-    tl.store(delta + at, result, mask=inside)
+    tl.store(delta + at, tl.where(inside, result, 0.0), mask=padded)
     lse_at = head_pointer(lse, batch, head, stride_sb, stride_sh, False) + wide * stride_st
-    natural = tl.load(lse_at, mask=inside, other=0.0)
-    tl.store(lse2 + at, natural * 1.4426950408889634, mask=inside)
+    natural = tl.load(lse_at, mask=inside, other=float("inf"))
+    tl.store(lse2 + at, natural * 1.4426950408889634, mask=padded)
 
 
 def backward_rows(out: Tensor, d_out: Tensor, lse: Tensor, d_lse: Tensor | None) -> tuple[Tensor, Tensor]:
-    """delta and lse2 in float32, ``[B, Hq, T]``, T rounded up to a multiple of 16 (what follows the end is not written)."""
+    """delta and lse2 in float32, ``[B, Hq, T]``, T rounded up to a multiple of 16."""
     batch, n_queries, n_heads, head_dim = out.shape
-    # A head's run begins at a multiple of 16, whatever the length: what loads of several numbers at once need.
     delta = torch.empty((batch, n_heads, -(-n_queries // 16) * 16), dtype=torch.float32, device=out.device)
     lse2 = torch.empty_like(delta)
     backward_rows_kernel[(-(-n_queries // _ROWS) * n_heads * batch,)](

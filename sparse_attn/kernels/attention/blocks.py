@@ -38,6 +38,15 @@ def document_bounds(documents, document):
 
 
 @triton.jit
+def readable_rows(first_query, n_keys, PACKED: tl.constexpr):
+    """Up to which position `backward_rows` may be read: without packing, rows of weight 0 follow up to a multiple of 16."""
+    if PACKED:
+        return n_keys
+    else:
+        return first_query + (n_keys - first_query + 15) // 16 * 16
+
+
+@triton.jit
 def head_pointer(source, batch, head, stride_b, stride_h, USE_TMA: tl.constexpr):
     """A head's row 0; a descriptor stays as it is."""
     if USE_TMA:

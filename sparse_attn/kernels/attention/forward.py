@@ -327,7 +327,7 @@ def _forward_pass(
 ) -> None:
     q, k, v = inputs.q, inputs.k, inputs.v
     batch, n_queries, n_heads, head_dim = q.shape
-    tile = forward_tile(capability, head_dim, q.dtype)
+    tile = forward_tile(capability, head_dim, q.dtype, where.walked(walk))
     n_blocks, table = where.blocks(walk, tile.m, "q", q.device)
     if n_blocks == 0:
         return

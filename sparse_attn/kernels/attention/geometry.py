@@ -17,8 +17,7 @@ from ...patterns.documents import Document, check_examples, split_documents
 from ...patterns.layout import Cut, Groups
 from ...patterns.parts import DilatedPass, Interval
 from . import tables
-
-FAR = 1 << 30  # stands for an unlimited side; position arithmetic stays inside 32 bits
+from .tiles import FAR
 
 
 class Walk(NamedTuple):
@@ -100,6 +99,13 @@ class Geometry:
     def excludes(self, walk: Walk) -> bool:
         """Whether a dilated pass meets keys that an earlier part has named."""
         return walk.dilated and (walk.earlier > 0 or self.main is not None)
+
+    def walked(self, walk: Walk) -> int:
+        """Keys that a query of a pass walks along at most in one run; 0 where it walks along several runs."""
+        if (self.columns and not self.few_columns) or self.lists:
+            return 0
+        runs = [walk.left + walk.right, *(min(chunk.size, FAR) for chunk in self._interval.chunks)]
+        return FAR if self.rows else min(max(runs), FAR)
 
     def layout(self, rows: int) -> Layout:
         """The pattern's layout for blocks of so many query rows."""

@@ -40,7 +40,7 @@ class Gradients(NamedTuple):
 
 _NOTHING: dict[str, Any] = {
     "column_k": None, "column_v": None, "column_positions": None, "column_tokens": None, "column_ranges": None,
-    "stride_cb": 0, "stride_ct": 0, "stride_ch": 0, "BLOCK_C": 0, "COLUMN_TMA": False,
+    "stride_cb": 0, "stride_ct": 0, "stride_ch": 0, "BLOCK_C": 0, "COLUMN_TMA": False, "SIDES": 1,
     "list_k": None, "list_v": None, "BLOCK_L": 16, "LIST_TMA": False,
     "extra_k": None, "extra_v": None, "stride_eb": 0, "stride_et": 0, "stride_eh": 0, "extra_block": 1,
     "EXTRA": 0, "BLOCK_E": 16, "EXTRA_TMA": False,
@@ -74,7 +74,7 @@ def _shared_arguments(where: Geometry, walk: Walk, device: torch.device) -> dict
         "n_documents": len(where.documents), "left": where.left, "right": where.right,
         "step": walk.step, "hop_left": walk.left, "hop_right": walk.right,
         "HAS_INTERVAL": where.has_interval, "CHUNKS": where.chunks, "ROWS": where.rows, "COLUMNS": where.columns,
-        "LISTS": where.lists, "UNCUT": where.uncut, "SIDES": 1 if where.causal else 2,
+        "LISTS": where.lists, "UNCUT": where.uncut,
         "EARLIER": walk.earlier, "EXCLUDES": where.excludes(walk),
         "TABLE": where.packed or walk.dilated, "PACKED": where.packed,
     }  # fmt: skip
@@ -117,7 +117,7 @@ def _columns(inputs: Inputs, where: Geometry, walk: Walk, tile: Tile, capability
         "column_positions": positions, "column_tokens": tokens,
         "column_ranges": where.column_ranges(tile.m, keys.device),
         "stride_cb": keys.stride(0), "stride_ct": keys.stride(1), "stride_ch": keys.stride(2),
-        "BLOCK_C": block, "COLUMN_TMA": use_tma,
+        "BLOCK_C": block, "COLUMN_TMA": use_tma, "SIDES": 1 if where.causal else 2,
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 if TYPE_CHECKING:
     from .geometry import Geometry, Walk
 
+FAR = 1 << 30  # stands for an unlimited side; position arithmetic stays inside 32 bits
 LOG2_E = math.log2(math.e)
 
 Capability = tuple[int, int]
@@ -25,11 +26,18 @@ class Tile(NamedTuple):
     stages: int
 
 
-def forward_tile(capability: Capability, head_dim: int, dtype: torch.dtype) -> Tile:
-    """Tile of the forward kernel. Hopper's were measured (benchmarks/NOTES.md); the others fit their shared memory."""
+def forward_tile(capability: Capability, head_dim: int, dtype: torch.dtype, walked: int = FAR) -> Tile:
+    """Tile of the forward kernel. Hopper's were measured (benchmarks/NOTES.md); the others fit their shared memory.
+
+    Args:
+        walked: Keys that a query walks along at most, in one run; 0: in several, as columns and lists make it. Short
+            walks want small tiles, of which one starts while another ends.
+    """
     block_d = padded_head_dim(head_dim)
     if dtype == torch.float32:
         return Tile(32, 16, 4, 1) if block_d == 256 else Tile(64, 32, 4, 1)
+    if capability[0] == 9 and block_d == 128 and walked <= 8192:
+        return Tile(64, 64, 4, 3 if walked else 2)
     if capability[0] == 9:
         return (
             Tile(128, 128, 4, 3)
@@ -49,11 +57,13 @@ def backward_keys_tile(capability: Capability, head_dim: int, dtype: torch.dtype
     return Tile(32, 64, 4, 2) if block_d <= 64 else Tile(32, 64, 8, 1) if block_d == 128 else Tile(16, 32, 8, 1)
 
 
-def backward_queries_tile(capability: Capability, head_dim: int, dtype: torch.dtype) -> Tile:
+def backward_queries_tile(capability: Capability, head_dim: int, dtype: torch.dtype, walked: int = FAR) -> Tile:
     """Tile of the kernel that sums dq: m query rows walk along n keys at a time."""
     block_d = padded_head_dim(head_dim)
     if dtype == torch.float32:
         return Tile(16, 16, 4, 1) if block_d == 256 else Tile(32, 32, 4, 1)
+    if capability[0] == 9 and block_d == 128 and walked == 0:
+        return Tile(64, 64, 4, 2)
     if capability[0] == 9:
         return Tile(128, 64, 8, 3) if block_d <= 128 else Tile(64, 32, 8, 2)
     return Tile(64, 32, 4, 2) if block_d <= 64 else Tile(64, 32, 8, 1) if block_d == 128 else Tile(32, 16, 8, 1)
