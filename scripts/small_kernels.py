@@ -4,6 +4,8 @@ compute-sanitizer --tool memcheck --error-exitcode 1 python scripts/small_kernel
 compute-sanitizer --tool racecheck --error-exitcode 1 python scripts/small_kernels.py
 """
 
+from typing import Any
+
 import torch
 
 from sparse_attn import attention, parse
@@ -20,14 +22,18 @@ def main() -> None:
     for text in PATTERNS:
         pattern = parse(text)
         for T, S, causal in ((203, 259, True), (203, 203, False)):
-            shapes = [(1, T, 4, 64), (1, S, 2, 64), (1, S, 2, 64)]
+            rows = -(-S // 32)
+            sizes = {"q": (T, 4, 64), "k": (S, 2, 64), "v": (S, 2, 64)}
             if pattern.extra_keys:
-                shapes += [(1, -(-S // 32), pattern.extra_keys, 2, 64)] * 2
-            tensors = [torch.randn(s, device="cuda", dtype=torch.bfloat16, requires_grad=True) for s in shapes]
-            extra = dict(zip(("extra_k", "extra_v"), tensors[3:], strict=False))
-            attention(*tensors[:3], pattern, causal=causal, **extra).sum().backward()
+                sizes |= dict.fromkeys(("extra_k", "extra_v"), (rows, pattern.extra_keys, 2, 64))
+            tensors: dict[str, Any] = {
+                name: torch.randn(1, *size, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+                for name, size in sizes.items()
+            }
+            out: Any = attention(**tensors, pattern=pattern, causal=causal)
+            out.sum().backward()
             torch.cuda.synchronize()
-            assert all(torch.isfinite(tensor.grad).all() for tensor in tensors if tensor.grad is not None)
+            assert all(torch.isfinite(tensor.grad).all() for tensor in tensors.values())
             print(f"{text}: {T} queries, {S} keys, {'causal' if causal else 'bidirectional'}")
 
 

@@ -1,7 +1,7 @@
 """Backward kernel for columns: a tile of gathered keys stays, all queries that see it walk past.
 
-Few columns are seen by very many queries, so that the queries are split among programs; each writes a sum of its own in
-float32, and the sums are added in one fixed order: no atomics, the same bits every time.
+Few columns are seen by very many queries, so that the queries are split among programs in equal shares; each writes a sum
+of its own in float32, and the sums of a tile are added in one fixed order: no atomics, the same bits every time.
 """
 
 import torch
@@ -27,16 +27,17 @@ def backward_columns_kernel(
     q, k, v, d_out, lse2, delta, dk, dv, blocks, documents, parameters, row_bits, key_bits, positions, column_tokens,
     stride_qb, stride_qt, stride_qh, stride_cb, stride_ct, stride_ch, stride_db, stride_dt, stride_dh,
     stride_gs, stride_gb, stride_gt, stride_gh, stride_row,
-    n_documents, n_queries, n_keys, offset, n_kv_heads, n_splits, scale, scale2, left, right,
+    n_documents, n_queries, n_keys, offset, n_kv_heads, scale, scale2, left, right,
     HAS_INTERVAL: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     UNCUT: tl.constexpr, PACKED: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, USE_TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    program, split, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    program, batch = tl.program_id(0), tl.program_id(1)
     kv_head = program % n_kv_heads
     block = program // n_kv_heads
-    document, group = tl.load(blocks + 4 * block), tl.load(blocks + 4 * block + 1)
-    c, c_stop = tl.load(blocks + 4 * block + 2), tl.load(blocks + 4 * block + 3)
+    document, group = tl.load(blocks + 6 * block), tl.load(blocks + 6 * block + 1)
+    c, c_stop = tl.load(blocks + 6 * block + 2), tl.load(blocks + 6 * block + 3)
+    split, n_splits = tl.load(blocks + 6 * block + 4), tl.load(blocks + 6 * block + 5)
     q_start, own_keys, first_query = 0, n_keys, offset
     if PACKED:
         q_start, _, own_keys, first_query = document_bounds(documents, document)
@@ -103,7 +104,7 @@ def backward_columns_kernel(
 
     d = tl.arange(0, BLOCK_D)
     stored = here[:, None] & (d < D)[None, :]
-    offset = split.to(tl.int64) * stride_gs + (columns.to(tl.int64) * stride_gt)[:, None] + d[None, :]
+    offset = block.to(tl.int64) * stride_gs + (tl.arange(0, BLOCK_N) * stride_gt)[:, None] + d[None, :]
     tl.store(head_pointer(dk, batch, kv_head, stride_gb, stride_gh, False) + offset, dk_acc * scale, mask=stored)
     tl.store(head_pointer(dv, batch, kv_head, stride_gb, stride_gh, False) + offset, dv_acc, mask=stored)
 
@@ -117,7 +118,7 @@ def add_backward_columns(
     scale: float,
     capability: Capability,
 ) -> None:
-    """Add the columns' share to dk and dv, in place."""
+    """Add the columns' share to dk and dv, in place. Memory: at most `_SHARE` of what the tensors of the call take."""
     q, d_out = inputs.q, gradients.d_out
     columns = where.column_tables(q.device)
     if columns is None or dk.numel() == 0 or q.numel() == 0 or where.main is None:
@@ -126,19 +127,19 @@ def add_backward_columns(
     batch, n_queries, n_heads, head_dim = q.shape
     n_keys, n_kv_heads = inputs.k.shape[1:3]
     tile = backward_columns_tile(capability, head_dim, q.dtype)
-    blocks, groups = where.column_blocks(tile.n, q.device)
     keys, values = gather_columns(inputs.k, tokens), gather_columns(inputs.v, tokens)
     given = 4 * (q.numel() + inputs.k.numel()) * q.element_size()  # inputs, output and all gradients
-    affordable = int(_SHARE * given / (8 * keys.numel()))
-    n_splits = max(1, min(n_queries // _ROWS_A_SPLIT, _PROGRAMS // (len(blocks) * n_kv_heads * batch), affordable))
-    sums = torch.empty((2, n_splits, *keys.shape), dtype=torch.float32, device=q.device)
+    affordable = int(_SHARE * given / (8 * batch * tile.n * n_kv_heads * head_dim))
+    most = max(1, min(_PROGRAMS // (n_kv_heads * batch), affordable))
+    blocks, counts, places, groups = where.column_blocks(tile.n, most, _ROWS_A_SPLIT, q.device)
+    sums = torch.empty((2, len(blocks), batch, tile.n, n_kv_heads, head_dim), dtype=torch.float32, device=q.device)
     use_tma = can_use_tma(capability, where, where.main, q, d_out)
     shared = shared_arguments(where, where.main, q.device)
-    backward_columns_kernel[(len(blocks) * n_kv_heads, n_splits, batch)](
+    backward_columns_kernel[(len(blocks) * n_kv_heads, batch)](
         tile_source(q, tile.m, use_tma), keys, values, tile_source(d_out, tile.m, use_tma),
         gradients.lse2, gradients.delta, sums[0], sums[1],
         blocks=blocks, positions=positions, column_tokens=tokens,
-        n_queries=n_queries, n_keys=n_keys, offset=n_keys - n_queries, n_kv_heads=n_kv_heads, n_splits=n_splits,
+        n_queries=n_queries, n_keys=n_keys, offset=n_keys - n_queries, n_kv_heads=n_kv_heads,
         stride_qb=q.stride(0), stride_qt=q.stride(1), stride_qh=q.stride(2),
         stride_cb=keys.stride(0), stride_ct=keys.stride(1), stride_ch=keys.stride(2),
         stride_db=d_out.stride(0), stride_dt=d_out.stride(1), stride_dh=d_out.stride(2),
@@ -148,7 +149,9 @@ def add_backward_columns(
         PRECISION=precision(q.dtype), num_warps=tile.warps, num_stages=tile.stages,
         **{name: shared[name] for name in backward_columns_kernel.arg_names if name in shared},
     )  # fmt: skip
-    for target, total in zip((dk, dv), sums.sum(1), strict=True):
+    for target, own_sums in zip((dk, dv), sums, strict=True):
+        by_tile = torch.segment_reduce(own_sums, "sum", lengths=counts, unsafe=True)  # in order; no look at the lengths
+        total = by_tile.transpose(0, 1).flatten(1, 2).index_select(1, places)
         for group in groups:  # a token may be a column of several groups
             own = tokens[group]
             both = target.index_select(1, own).float() + total[:, group]

@@ -159,10 +159,26 @@ class Geometry:
         all its queries see, and the end; of those after it the first, the first that all see, and the end."""
         return self._table(device, ("column ranges", rows), lambda: tables.column_ranges(self, rows))
 
-    def column_blocks(self, columns: int, device: torch.device) -> tuple[Tensor, tuple[slice, ...]]:
-        """Blocks of so many columns ``[blocks, 4]`` (document, group, first column and end); each group's columns."""
-        table = self._table(device, ("column blocks", columns), lambda: tables.column_blocks(self, columns))
-        return table, self.once("column groups", lambda: tables.column_groups(self))
+    def column_blocks(
+        self, columns: int, most: int, least_rows: int, device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[slice, ...]]:
+        """Blocks of so many columns, each split among programs that take equal shares of the queries which see it.
+
+        Args:
+            most: Splits of all blocks together, about.
+            least_rows: Fewer queries than this are not split.
+
+        Returns:
+            A table ``[splits, 6]`` (document, group, first column and end, number of the split, splits of its block),
+            the number of splits of each block, where each column stands among the blocks' columns, and each group's
+            columns.
+        """
+        name = ("column blocks", columns, most, least_rows)
+        made = self.once(name, lambda: tables.column_blocks(self, columns, most, least_rows))
+        table = self._on(device, name, made)
+        counts = self._table(device, (*name, "counts"), lambda: tables.column_splits(made))
+        places = self._table(device, (*name, "places"), lambda: tables.column_places(made, columns))
+        return table, counts, places, self.once("column groups", lambda: tables.column_groups(self))
 
     def extra_documents(self, device: torch.device) -> Tensor | None:
         """The document of each row of extra keys; None without packing."""

@@ -161,17 +161,42 @@ def _seen_by_all(where: Geometry, columns: Columns, rows: int) -> Table:
     return inner.astype(np.int32)
 
 
-def column_blocks(where: Geometry, count: int) -> Table:
-    """Document, group, first column and end of each block of so many columns."""
-    found = [np.zeros((0, 4), np.int64)]
+def column_blocks(where: Geometry, count: int, most: int, least_rows: int) -> Table:
+    """Blocks of `count` columns, each as often as the queries that see it are many; see `Geometry.column_blocks`."""
+    found = [np.zeros((0, 5), np.int64)]
     for group, (columns, span) in enumerate(zip(_columns(where), column_groups(where), strict=True)):
         if columns is None:
             continue
         for index, (begin, end) in enumerate(pairwise(columns.offsets.tolist())):
             starts = np.arange(begin, end, count)
             stops = np.minimum(starts + count, end)
-            found.append(np.stack(np.broadcast_arrays(index, group, starts + span.start, stops + span.start), axis=-1))
-    return np.concatenate(found).astype(np.int32)
+            document = where.documents[index]
+            ahead = document.n_keys if columns.right is None else columns.right
+            behind = document.n_keys if columns.left is None else columns.left
+            low = np.maximum(columns.positions[starts] - ahead, document.first_position)
+            high = np.minimum(columns.positions[stops - 1] + behind, document.n_keys)
+            place = np.broadcast_arrays(
+                index, group, starts + span.start, stops + span.start, np.maximum(high - low, 0)
+            )
+            found.append(np.stack(place, axis=-1))
+    blocks = np.concatenate(found)
+    rows = max(least_rows, -(-int(blocks[:, 4].sum()) // most))
+    splits = np.maximum(-(-blocks[:, 4] // rows), 1)
+    which = np.arange(splits.sum()) - np.repeat(np.cumsum(splits) - splits, splits)
+    return np.column_stack([np.repeat(blocks[:, :4], splits, axis=0), which, np.repeat(splits, splits)]).astype(
+        np.int32
+    )
+
+
+def column_splits(blocks: Table) -> NDArray[np.int64]:
+    """The number of splits of each block in the table of `column_blocks`."""
+    return blocks[blocks[:, 4] == 0, 5].astype(np.int64)
+
+
+def column_places(blocks: Table, count: int) -> NDArray[np.int64]:
+    """Where each column stands among the columns of all blocks, `count` a block."""
+    first = blocks[blocks[:, 4] == 0].astype(np.int64)
+    return np.concatenate([nth * count + np.arange(stop - start) for nth, (start, stop) in enumerate(first[:, 2:4])])
 
 
 def _groups_of_rows(where: Geometry) -> list[FullRows | None]:
