@@ -23,7 +23,7 @@ def main() -> None:
         pattern = parse(text)
         for T, S, causal in ((203, 259, True), (203, 203, False)):
             rows = -(-S // 32)
-            sizes = {"q": (T, 4, 64), "k": (S, 2, 64), "v": (S, 2, 64)}
+            sizes: dict[str, tuple[int, ...]] = {"q": (T, 4, 64), "k": (S, 2, 64), "v": (S, 2, 64)}
             if pattern.extra_keys:
                 sizes |= dict.fromkeys(("extra_k", "extra_v"), (rows, pattern.extra_keys, 2, 64))
             tensors: dict[str, Any] = {
