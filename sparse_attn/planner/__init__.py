@@ -1,0 +1,55 @@
+"""What a model can see, what a token costs and what fits, from a config alone: no torch, no weights.
+
+`read_config` reads, `describe` resolves to one `Layer` record a layer, cost functions add the records up, `fit` holds
+them against a GPU.
+"""
+
+from .describe import describe
+from .fit import Bounds, Fit, Remedy, fit
+from .flops import Flops, Traffic, attention_flops, decode_bytes, decode_flops, prefill_flops
+from .gpus import Gpu, find_gpu, gpus
+from .kv_cost import ACCOUNTINGS, Item, KvCost, LayerCost, kv_cost
+from .read_config import read_config
+from .records import Assumed, Inert, Layer, Memory, Model, Parameters, Quantization, Rope, Scores, Weights
+from .tensor_parallel import allowed_splits
+from .weights import WeightsCost, weights_bytes, weights_cost
+from .workspace import Workspace, workspace
+
+__all__ = [
+    "ACCOUNTINGS",
+    "Assumed",
+    "Bounds",
+    "Fit",
+    "Flops",
+    "Gpu",
+    "Inert",
+    "Item",
+    "KvCost",
+    "Layer",
+    "LayerCost",
+    "Memory",
+    "Model",
+    "Parameters",
+    "Quantization",
+    "Remedy",
+    "Rope",
+    "Scores",
+    "Traffic",
+    "Weights",
+    "WeightsCost",
+    "Workspace",
+    "allowed_splits",
+    "attention_flops",
+    "decode_bytes",
+    "decode_flops",
+    "describe",
+    "find_gpu",
+    "fit",
+    "gpus",
+    "kv_cost",
+    "prefill_flops",
+    "read_config",
+    "weights_bytes",
+    "weights_cost",
+    "workspace",
+]

@@ -1,0 +1,171 @@
+"""What vLLM's paged cache allocates for a batch: pages, paddings and reserves.
+
+- Tokens live in pages of 16; the last page of a sequence is partly empty.
+- Layers are put in groups of the same kind and equal size; a block id stands for one page in each layer of a group,
+  so a group that is short of layers is padded.
+- A recurrent state takes one page of its layer. Where a model has both, attention's page is raised to a multiple of 16
+  tokens that holds a state, and the state's page is padded to it.
+- A window holds its W - 1 tokens, those in flight of a prefill step, and one page more where it starts inside a page;
+  a chunk holds its tokens and those in flight.
+- One block is reserved as the null block.
+
+Source: vLLM, v1/kv_cache_interface.py (page sizes, max_memory_usage_bytes), v1/core/kv_cache_utils.py (groups),
+model_executor/models/config.py (attention's page beside a state's), as of version 0.11.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from fractions import Fraction
+
+from .dtypes import PLAIN_BITS, state_bits
+from .kv_cost import Item, KvCost, LayerCost, bits_of, bytes_of, plain, shard
+from .records import Layer, Memory, Model
+
+PAGE_TOKENS = 16
+_PADDED_GROUP = Fraction(5, 4)  # a kind with under 1.25 times the layers of the smallest: one padded group
+
+
+@dataclass(frozen=True)
+class _Spec:
+    """One layer's pages: of which kind, bytes of a token (attention) or of the whole state (recurrent)."""
+
+    kind: str
+    limit: int | None
+    token_bytes: int
+    state_bytes: int = 0
+
+
+def vllm_cost(model: Model, context: int, batch: int, kv_dtype: str, chunk: int, tensor_parallel: int) -> KvCost:
+    """The bill in vLLM's pages; arguments as in `kv_cost`."""
+    specs: dict[_Spec, list[int]] = defaultdict(list)
+    for layer in model.layers if model.causal else ():
+        for spec in _specs(layer, model, kv_dtype, tensor_parallel):
+            specs[spec].append(layer.index)
+    if not specs:
+        return KvCost("vllm", kv_dtype, context, batch, 0, 0, 0, (), ())
+    attention = [spec for spec in specs if not spec.state_bytes]
+    states = [spec for spec in specs if spec.state_bytes]
+    tokens, page = _page(attention, states)
+    notes = [f"pages of {tokens} tokens"]
+    if states and attention:
+        notes.append(f"a recurrent state of {max(s.state_bytes for s in states):,} bytes takes a page of {page:,}")
+    size, groups = _groups(specs, model)
+    one, growing, lines = 0, Fraction(0), []
+    per_layer: dict[int, list[Fraction | int]] = {i: [Fraction(0), 0] for spec in specs for i in specs[spec]}
+    for spec, count in groups:
+        block_tokens = _block_tokens(spec, tokens, page)
+        pages = _pages(spec, context, chunk, block_tokens)
+        used = pages * page * size * count
+        one += used
+        if spec.limit is None and not spec.state_bytes:
+            rate = Fraction(page, block_tokens) * size * count
+            growing += rate
+        else:
+            rate = Fraction(0)
+        layers = specs[spec]
+        for index in layers:
+            per_layer[index][0] += rate / len(layers)
+            full = _pages(spec, spec.limit + chunk if spec.limit else context, chunk, block_tokens)
+            per_layer[index][1] += 0 if rate else full * page * size * count // len(layers)
+        padded = size * count - len(layers)
+        note = f"{pages} pages in each of {size * count} layers" + (f", {padded} of them padding" if padded else "")
+        lines.append(Item(_name(spec), used, plain(rate), note))
+    reserved = page * size
+    kinds = {layer.index: layer.kind for layer in model.layers}
+    layers_out = tuple(
+        LayerCost(i, kinds[i], plain(Fraction(line[0])), int(line[1])) for i, line in sorted(per_layer.items())
+    )
+    return KvCost(
+        "vllm",
+        kv_dtype,
+        context,
+        batch,
+        plain(growing),
+        max(0, one - int(growing * context)),
+        batch * one + reserved,
+        layers_out,
+        tuple(lines),
+        reserved,
+        (*notes, f"one null block of {reserved:,} bytes is reserved"),
+    )
+
+
+def _specs(layer: Layer, model: Model, kv_dtype: str, tensor_parallel: int) -> list[_Spec]:
+    state = sum(
+        bytes_of(memory.elements * _state_bits(memory, model), shard(memory, tensor_parallel))
+        for memory in layer.memory
+        if not memory.per_token
+    )
+    rows: dict[tuple[str, int | None], int] = {}
+    for memory in layer.memory:
+        if not memory.per_token:
+            continue
+        kind = (
+            "index" if memory.name == "index keys" else memory.ring or ("latent" if memory.name == "latent" else "full")
+        )
+        size = bytes_of(
+            memory.elements * bits_of(memory, model, kv_dtype), shard(memory, tensor_parallel) * memory.every
+        )
+        if kind == "index":  # kept in fp8 with a float32 scale per 128
+            size = memory.elements + 4 * -(-memory.elements // 128)
+        rows[kind, memory.limit] = rows.get((kind, memory.limit), 0) + size
+    found = [_Spec(kind, limit, size) for (kind, limit), size in rows.items()]
+    return found + ([_Spec("state", None, 0, state)] if state else [])
+
+
+def _state_bits(memory: Memory, model: Model) -> int:
+    """vLLM keeps states in the model's dtype, unless the config names one."""
+    own = PLAIN_BITS.get(model.dtype, 16)
+    if memory.precision == "state":
+        return state_bits(model.state_dtype) if model.state_dtype else own
+    return 32 if memory.precision == "float32" else own
+
+
+def _page(attention: list[_Spec], states: list[_Spec]) -> tuple[int, int]:
+    """Tokens of the widest attention layer's page, and a page's bytes."""
+    if not attention:
+        return 1, max(spec.state_bytes for spec in states)
+    widest = max(spec.token_bytes for spec in attention)
+    tokens = PAGE_TOKENS
+    if states:
+        state = max(spec.state_bytes for spec in states)
+        tokens = max(tokens, PAGE_TOKENS * -(-state // (PAGE_TOKENS * widest)))
+    return tokens, tokens * widest
+
+
+def _block_tokens(spec: _Spec, tokens: int, page: int) -> int:
+    """Tokens in a page of this kind: a layer with narrower keys has more of them in the same bytes."""
+    return max(tokens, page // spec.token_bytes) if spec.token_bytes else tokens
+
+
+def _pages(spec: _Spec, context: int, chunk: int, tokens: int) -> int:
+    if spec.state_bytes:
+        return 1
+    if spec.limit is None:
+        return -(-context // tokens)
+    if spec.kind == "window":
+        held = min(spec.limit - 1 + chunk, context)
+        return min(-(-held // tokens) + 1, max(1, -(-context // tokens)))
+    return -(-min(spec.limit + chunk, context) // tokens)
+
+
+def _groups(specs: dict[_Spec, list[int]], model: Model) -> tuple[int, list[tuple[_Spec, int]]]:
+    """Layers in a group, and how many groups each kind needs."""
+    counts = [len(layers) for layers in specs.values()]
+    size = min(counts)
+    if max(counts) < size * _PADDED_GROUP:
+        size = max(counts)
+    return size, [(spec, -(-len(layers) // size)) for spec, layers in specs.items()]
+
+
+def _name(spec: _Spec) -> str:
+    return {
+        "full": "keys and values",
+        "latent": "latent",
+        "index": "index keys",
+        "window": f"window of {spec.limit}",
+        "chunk": f"chunk of {spec.limit}",
+        "state": "states",
+    }[spec.kind]

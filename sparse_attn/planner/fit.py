@@ -1,0 +1,283 @@
+"""Does it fit: weights, cache and workspace held against a GPU; how far, how many, and how fast at best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .flops import Flops, Traffic, decode_bytes, decode_flops, prefill_flops
+from .gpus import Gpu
+from .kv_cost import KvCost, check_count, kv_cost
+from .records import Model
+from .tensor_parallel import allowed_splits, weights_per_gpu, why_not
+from .weights import weights_cost
+from .workspace import Workspace, workspace
+
+_LONGEST = 1 << 40  # a context beyond it is no bound that anyone meets
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Lower bounds on time, not predictions: no kernel is faster, real ones are slower.
+
+    Attributes:
+        decode_seconds: A decode step of the batch: bytes read over bandwidth, or FLOPs over rate, whichever is longer.
+        decode_tokens_per_second: For one sequence, and for the batch together.
+        prefill_seconds: Reading one prompt of `context` tokens: FLOPs over the dense rate.
+        traffic, decode, prefill: What was divided.
+        rate: Dense FLOP a second of all GPUs that the bound took, with `rate_name`.
+    """
+
+    decode_seconds: float
+    decode_tokens_per_second: float
+    batch_tokens_per_second: float
+    prefill_seconds: float
+    traffic: Traffic
+    decode: Flops
+    prefill: Flops
+    rate: float
+    rate_name: str
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """One change that lowers the bill, and what it costs.
+
+    Attributes:
+        change: "kv", "weights", "gpus", "pattern", "context", "batch" or "kv and weights".
+        value: What to set: "fp8", "int4", "2", a pattern's text, a number of tokens or sequences.
+        required_bytes: What each GPU then needs.
+        fits: Whether that is enough.
+        max_context: The largest context then; None: no bound.
+        price: What is given up, one sentence.
+    """
+
+    change: str
+    value: str
+    required_bytes: int
+    fits: bool
+    max_context: int | None
+    price: str
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The answer. All bytes are per GPU.
+
+    Attributes:
+        fits: Whether required_bytes <= available_bytes.
+        required_bytes: weights + cache + workspace.
+        available_bytes: memory x utilization.
+        weights_bytes, kv, workspace: The three parts; `kv.total_bytes` is the batch's.
+        weights_and_kv_bytes: Without workspace, as most published figures count.
+        context, batch: As asked; the context is the advertised one if none was asked.
+        max_context: Largest context at this batch; None: no bound; 0: not even one token.
+        max_context_before_overhead: The same without workspace.
+        max_batch: Largest batch at this context; 0: not even one sequence.
+        remedies: What would make it fit, best first; () if it fits.
+        bounds: How fast at best.
+        notes: Sentences that explain a difference or a limit.
+    """
+
+    model_type: str
+    gpu: Gpu
+    gpus: int
+    context: int
+    batch: int
+    weights_dtype: str
+    kv_dtype: str
+    accounting: str
+    utilization: float
+    fits: bool
+    required_bytes: int
+    available_bytes: int
+    weights_bytes: int
+    kv: KvCost
+    workspace: Workspace
+    max_context: int | None
+    max_context_before_overhead: int | None
+    max_batch: int | None
+    remedies: tuple[Remedy, ...]
+    bounds: Bounds
+    notes: tuple[str, ...] = ()
+
+    @property
+    def weights_and_kv_bytes(self) -> int:
+        """Weights and cache without workspace."""
+        return self.weights_bytes + self.kv.total_bytes
+
+
+def fit(
+    model: Model,
+    gpu: Gpu,
+    *,
+    gpus: int = 1,
+    context: int | None = None,
+    batch: int = 1,
+    weights: str | None = None,
+    kv: str = "bf16",
+    utilization: float = 0.9,
+    accounting: str = "exact",
+    chunk: int = 2048,
+) -> Fit:
+    """Hold a model against one or more of a GPU.
+
+    required = weights / gpus + batch x cache(context) + workspace(chunk) <= memory x utilization, on each GPU.
+
+    Args:
+        model: From `describe`.
+        gpu: From `find_gpu`; `with_memory` gives it another capacity.
+        gpus: Cards that share the model by its heads (tensor parallelism).
+        context: Tokens of each sequence; None: the advertised context (an error if the config names none).
+        batch: Sequences at the same time.
+        weights: Weight format; None: as the checkpoint stores them.
+        kv: KV cache format.
+        utilization: Share of the memory that may be used, above 0 and at most 1.
+        accounting: "exact", "transformers" or "vllm".
+        chunk: Tokens of a prefill step.
+
+    Raises:
+        ValueError: a number out of range, an unknown format, or a number of GPUs that the heads do not allow.
+    """
+    if context is None:
+        if model.advertised_context is None:
+            raise ValueError("context is missing: the config names no max_position_embeddings, so say how many tokens")
+        context = model.advertised_context
+    check_count("context", context, most=_LONGEST)
+    check_count("batch", batch, most=1 << 30)
+    check_count("gpus", gpus, most=1024)
+    if isinstance(utilization, bool) or not isinstance(utilization, int | float) or not 0 < utilization <= 1:
+        raise ValueError(f"utilization must be above 0 and at most 1, got {utilization!r}")
+    if reason := why_not(model, gpus):
+        raise ValueError(
+            f"gpus {gpus} cannot share this model by its heads: {reason}; allowed: "
+            f"{', '.join(map(str, allowed_splits(model, 16)))}"
+        )
+    asked = _Asked(model, gpu, gpus, batch, weights, kv, float(utilization), accounting, chunk)
+    cost = asked.cache(context)
+    room = asked.workspace()
+    held = asked.weights_bytes()
+    required = held + cost.total_bytes + room.total_bytes
+    notes = list(_notes(model, gpu, context, kv, weights))
+    found = Fit(
+        model_type=model.model_type,
+        gpu=gpu,
+        gpus=gpus,
+        context=context,
+        batch=batch,
+        weights_dtype=weights_cost(model, weights).dtype,
+        kv_dtype=kv,
+        accounting=accounting,
+        utilization=float(utilization),
+        fits=required <= asked.available,
+        required_bytes=required,
+        available_bytes=asked.available,
+        weights_bytes=held,
+        kv=cost,
+        workspace=room,
+        max_context=asked.max_context(room.total_bytes),
+        max_context_before_overhead=asked.max_context(0),
+        max_batch=asked.max_batch(context),
+        remedies=(),
+        bounds=_bounds(model, gpu, gpus, context, batch, kv, weights),
+        notes=tuple(notes),
+    )
+    if found.fits:
+        return found
+    from dataclasses import replace
+
+    from .remedies import remedies
+
+    return replace(found, remedies=remedies(asked, context))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One question, with everything but the context fixed."""
+
+    model: Model
+    gpu: Gpu
+    gpus: int
+    batch: int
+    weights: str | None
+    kv: str
+    utilization: float
+    accounting: str
+    chunk: int
+
+    @property
+    def available(self) -> int:
+        return int(self.gpu.memory_bytes * self.utilization)
+
+    def cache(self, context: int, batch: int | None = None) -> KvCost:
+        return kv_cost(
+            self.model,
+            context,
+            batch=batch or self.batch,
+            kv_dtype=self.kv,
+            accounting=self.accounting,
+            chunk=self.chunk,
+            tensor_parallel=self.gpus,
+        )
+
+    def workspace(self, batch: int | None = None) -> Workspace:
+        return workspace(self.model, chunk=self.chunk, batch=batch or self.batch, tensor_parallel=self.gpus)
+
+    def weights_bytes(self) -> int:
+        return weights_per_gpu(self.model, self.weights, self.gpus)
+
+    def required(self, context: int) -> int:
+        return self.weights_bytes() + self.cache(context).total_bytes + self.workspace().total_bytes
+
+    def max_context(self, overhead: int) -> int | None:
+        room = self.available - self.weights_bytes() - overhead
+        return _largest(lambda tokens: self.cache(tokens).total_bytes <= room, _LONGEST)
+
+    def max_batch(self, context: int) -> int | None:
+        room = self.available - self.weights_bytes()
+        one = self.cache(context, 1)
+        each = one.total_bytes - one.reserved_bytes
+
+        def enough(batch: int) -> bool:
+            return batch * each + one.reserved_bytes + self.workspace(batch).total_bytes <= room
+
+        return _largest(enough, 1 << 30)
+
+
+def _largest(fits: Callable[[int], bool], limit: int) -> int | None:
+    """The largest number from 0 to `limit` that fits, by bisection; None if `limit` does."""
+    if not fits(1):
+        return 0
+    low, high = 1, 2
+    while fits(high):
+        if high >= limit:
+            return None
+        low, high = high, min(2 * high, limit)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _bounds(model: Model, gpu: Gpu, gpus: int, context: int, batch: int, kv: str, weights: str | None) -> Bounds:
+    prefill = prefill_flops(model, context)
+    decode = decode_flops(model, context)
+    traffic = decode_bytes(model, context, batch=batch, kv_dtype=kv, weights=weights)
+    fp8 = weights_cost(model, weights).dtype == "fp8" and gpu.fp8 is not None
+    one, name = (gpu.fp8, "fp8") if fp8 and gpu.fp8 else (gpu.bf16, "bf16" if gpu.has_bf16 else "fp16")
+    rate = one * gpus
+    seconds = max(traffic.total / (gpu.bandwidth * gpus), batch * decode.total / rate)
+    return Bounds(seconds, 1 / seconds, batch / seconds, prefill.total / rate, traffic, decode, prefill, rate, name)
+
+
+def _notes(model: Model, gpu: Gpu, context: int, kv: str, weights: str | None) -> list[str]:
+    notes = []
+    if not model.causal:
+        notes.append("an encoder keeps no cache between calls: only weights and workspace count")
+    if model.advertised_context is not None and context > model.advertised_context:
+        notes.append(f"{context:,} tokens are beyond the advertised {model.advertised_context:,}")
+    if not gpu.has_bf16:
+        notes.append(f"{gpu.name} has no bfloat16 units: the rate is float16's")
+    if not weights_cost(model, weights).exact:
+        notes.append(f"{weights}: llama.cpp chooses a type for each tensor, so the size is right within some per cent")
+    return notes

@@ -1,0 +1,190 @@
+"""Bytes that a sequence keeps: what grows with every token, what is bounded, and how engines allocate it.
+
+Three accountings:
+
+- "exact": the numbers that the next token needs, and nothing else. A window keeps its W keys.
+- "transformers": as `DynamicCache` stores them after a forward pass (`cache_transformers.py`).
+- "vllm": in pages, with its paddings and reserves (`cache_vllm.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from .dtypes import PLAIN_BITS, kv_bits, state_bits
+from .records import Layer, Memory, Model
+
+ACCOUNTINGS = ("exact", "transformers", "vllm")
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer's bytes for one sequence: what each further token adds, and what is bounded (when full)."""
+
+    index: int
+    kind: str
+    bytes_per_token: float
+    bounded_bytes: int
+
+
+@dataclass(frozen=True)
+class Item:
+    """One line of the bill: bytes for one sequence, at the asked context."""
+
+    name: str
+    bytes: int
+    bytes_per_token: float = 0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class KvCost:
+    """What sequences keep.
+
+    Attributes:
+        accounting, kv_dtype, context, batch: What was asked.
+        growing_bytes_per_token: What each further token of one sequence adds at the end of a long one.
+        bounded_bytes: What one sequence keeps beside that at this context: rings, chunks, states, padding.
+        total_bytes: All sequences together: batch x one sequence's, plus what is reserved once.
+        layers: Each layer's part of one sequence.
+        items: The same by name.
+        reserved_bytes: Kept once, whatever the batch (vLLM's null block).
+        notes: What the accounting adds, in words.
+    """
+
+    accounting: str
+    kv_dtype: str
+    context: int
+    batch: int
+    growing_bytes_per_token: float
+    bounded_bytes: int
+    total_bytes: int
+    layers: tuple[LayerCost, ...]
+    items: tuple[Item, ...]
+    reserved_bytes: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def kv_cost(
+    model: Model,
+    context: int,
+    *,
+    batch: int = 1,
+    kv_dtype: str = "bf16",
+    accounting: str = "exact",
+    chunk: int = 2048,
+    tensor_parallel: int = 1,
+) -> KvCost:
+    """Bytes kept for `batch` sequences of `context` tokens each, on one of `tensor_parallel` GPUs.
+
+    Per layer and term: elements x bits / 8 x entries. Encoders (`model.causal` false) keep nothing between calls.
+
+    Args:
+        model: From `describe`.
+        context: Tokens of each sequence, the prompt's and the generated ones.
+        kv_dtype: "bf16", "fp16", "fp8", "int8", "int4", "fp32".
+        accounting: "exact", "transformers" or "vllm".
+        chunk: Tokens of a prefill step; vLLM holds them beside a window while they are in flight.
+        tensor_parallel: GPUs that share the heads; 1: the whole cache.
+
+    Raises:
+        ValueError: a negative or absurd number, an unknown dtype or accounting.
+
+    >>> from sparse_attn.planner import describe
+    >>> small = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    >>> cost = kv_cost(describe(small), 1000)
+    >>> cost.growing_bytes_per_token, cost.total_bytes
+    (512, 512000)
+    """
+    check_count("context", context)
+    check_count("batch", batch)
+    check_count("chunk", chunk)
+    if accounting not in ACCOUNTINGS:
+        raise ValueError(f"accounting must be one of {', '.join(ACCOUNTINGS)}, got {accounting!r}")
+    if accounting == "vllm":
+        from .cache_vllm import vllm_cost
+
+        return vllm_cost(model, context, batch, kv_dtype, chunk, tensor_parallel)
+    if accounting == "transformers":
+        from .cache_transformers import stored
+
+        return add_up(model, context, batch, kv_dtype, stored, accounting, tensor_parallel)
+    return add_up(model, context, batch, kv_dtype, needed, accounting, tensor_parallel)
+
+
+def needed(memory: Memory, tokens: int) -> int:
+    """Numbers of one term that the next token needs after `tokens` tokens."""
+    return memory.elements * memory.entries(tokens)
+
+
+def add_up(
+    model: Model,
+    context: int,
+    batch: int,
+    kv_dtype: str,
+    count: Callable[[Memory, int], int],
+    accounting: str,
+    tensor_parallel: int = 1,
+) -> KvCost:
+    """The bill, where `count(term, tokens)` says how many numbers are kept."""
+    layers, growing, total, bounded = [], Fraction(0), 0, 0
+    names: dict[str, list[Fraction | int]] = {}
+    for layer in model.layers if model.causal else ():
+        per_token, at_most = Fraction(0), 0
+        for memory in layer.memory:
+            bits = bits_of(memory, model, kv_dtype)
+            share = shard(memory, tensor_parallel)
+            here = bytes_of(count(memory, context) * bits, share)
+            total += here
+            line = names.setdefault(memory.name, [Fraction(0), 0])
+            line[1] += here
+            if memory.grows:
+                rate = Fraction(memory.elements * bits, 8 * memory.every * share)
+                per_token += rate
+                line[0] += rate
+            else:
+                bounded += here
+                at_most += bytes_of(count(memory, memory.limit or context) * bits, share)
+        growing += per_token
+        layers.append(LayerCost(layer.index, layer.kind, plain(per_token), at_most))
+    items = tuple(Item(name, int(line[1]), plain(Fraction(line[0]))) for name, line in names.items())
+    return KvCost(accounting, kv_dtype, context, batch, plain(growing), bounded, batch * total, tuple(layers), items)
+
+
+def bits_of(memory: Memory, model: Model, kv_dtype: str) -> int:
+    """Bits of one number of a term."""
+    if memory.precision == "kv":
+        return kv_bits(kv_dtype)
+    if memory.precision == "float32":
+        return 32
+    if memory.precision == "state":
+        return state_bits(model.state_dtype) if model.state_dtype else 32
+    return PLAIN_BITS.get(model.dtype, 16)
+
+
+def shard(memory: Memory, tensor_parallel: int) -> int:
+    """Into how many parts a term is cut among GPUs: its heads are shared out, or copied where there are too few."""
+    return max(1, min(tensor_parallel, memory.heads))
+
+
+def bytes_of(bits: int, share: int = 1) -> int:
+    """Whole bytes of so many bits, cut `share` ways."""
+    return -(-bits // (8 * share))
+
+
+def plain(value: Fraction) -> float:
+    """An int where it is whole."""
+    return int(value) if value.denominator == 1 else float(value)
+
+
+def check_count(name: str, value: int, least: int = 1, most: int = 1 << 50) -> None:
+    """A whole number from `least` to `most`, or one sentence."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ValueError(f"{name} must be a whole number from {least} to {most:,}, got {value!r}")
+
+
+def attends(layers: Sequence[Layer]) -> list[Layer]:
+    """The layers with softmax attention."""
+    return [layer for layer in layers if layer.heads]
