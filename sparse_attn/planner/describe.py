@@ -51,9 +51,7 @@ def describe(config: Mapping[str, Any], *, assume: str | None = None) -> Model:
     if outer_type is not None and not isinstance(outer_type, str):
         raise ValueError(f"config.json: model_type must be a text, got {outer_type!r}")
     text = _text_config(config)
-    given = text.get("model_type") or outer_type
-    family = TEXT_MODELS.get(given, given) if text is not config else given
-    family = SAME_AS.get(family, family) if family is not None else None
+    family = _family(text, outer_type, nested=text is not config)
     notes: list[str] = []
     if family in RULES:
         rule = RULES[family]
@@ -97,6 +95,17 @@ def describe(config: Mapping[str, Any], *, assume: str | None = None) -> Model:
         state_dtype=_state_dtype(text),
         stored_bytes=_stored_bytes(config),
     )
+
+
+def _family(text: Mapping[str, Any], outer: str | None, *, nested: bool) -> str | None:
+    """The `model_type` whose rule applies: the text model's own, or what the outer one implies."""
+    given = text.get("model_type") or outer
+    if given is None:
+        return None
+    if not isinstance(given, str):
+        raise ValueError(f"config.json: model_type must be a text, got {given!r}")
+    given = TEXT_MODELS.get(given, given) if nested else given
+    return SAME_AS.get(given, given)
 
 
 def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -111,12 +111,7 @@ def weight_format(name: str) -> str:
     high = str(name).upper().removeprefix("GGUF:").removeprefix("GGUF-")
     if high in GGUF_BLOCKS or high in GGUF_MIXES:
         return high
-    known = [
-        *PLAIN_BITS,
-        *PACKED_BITS,
-        *(n for n in GGUF_BLOCKS if (n[0] in "QTIM" and n[1:2] not in "0123456789") or n[0] == "Q"),
-        *GGUF_MIXES,
-    ]
+    known = [*PLAIN_BITS, *PACKED_BITS, *GGUF_MIXES, *GGUF_BLOCKS]
     near = difflib.get_close_matches(str(name), known, n=3) or difflib.get_close_matches(high, known, n=3)
     hint = f" (near: {', '.join(near)})" if near else ""
     plain = ", ".join([*PLAIN_BITS, *PACKED_BITS])

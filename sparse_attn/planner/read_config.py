@@ -35,7 +35,7 @@ def read_config(source: str | os.PathLike[str]) -> dict[str, Any]:
     text = str(source)
     if path.exists():
         raise ValueError(f"{text} is neither a file nor a folder")
-    if _HUB_ID.fullmatch(text) and not path.suffix == ".json":
+    if _HUB_ID.fullmatch(text) and path.suffix != ".json":
         return _read_cached(text)
     raise ValueError(f"{text} not found: expected a config.json, a folder with one, a GGUF file or a model's id")
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ..patterns import Sinks, Window
+from .dtypes import KV_BITS, kv_bits
 from .fit import Remedy, _Asked
 from .records import Layer, Memory, Model
 from .tensor_parallel import allowed_splits
@@ -40,10 +41,7 @@ def _result(asked: _Asked, context: int, change: str, value: str, price: str) ->
 
 
 def _kv(asked: _Asked, context: int) -> Iterator[Remedy]:
-    if asked.kv in ("fp8", "int8", "int4"):
-        smaller = ("int4",) if asked.kv != "int4" else ()
-    else:
-        smaller = ("fp8", "int4")
+    smaller = [kv for kv in ("fp8", "int4") if KV_BITS[kv] < kv_bits(asked.kv)]
     if not any(memory.precision == "kv" for layer in asked.model.layers for memory in layer.memory):
         return
     prices = {

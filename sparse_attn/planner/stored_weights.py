@@ -50,8 +50,7 @@ def tensor_bytes(path: Path) -> int:
         except (ValueError, AttributeError, KeyError, TypeError, IndexError):
             raise ValueError(f"{path} is not a safetensors file: its header is no table of tensors") from None
     total = max(ends, default=0)
-    if total != size - 8 - length:
-        raise ValueError(
-            f"{path} is truncated or corrupt: its header lists {total} bytes of tensors, the file has {size - 8 - length}"
-        )
+    here = size - 8 - length
+    if total != here:
+        raise ValueError(f"{path} is truncated or corrupt: its header lists {total} bytes of tensors, not {here}")
     return total
