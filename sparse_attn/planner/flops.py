@@ -149,5 +149,5 @@ def _multiplied(model: Model) -> tuple[int, int]:
         if part.part in ("head", "embedding"):
             head += part.total
         else:
-            inside += part.active
+            inside += part.active * part.uses
     return inside, head

@@ -86,6 +86,7 @@ class Weights:
         total, active: Parameters. They differ for routed experts only.
         linear: Whether they are matrices of linear layers, which quantisers pack and tensor parallelism cuts.
         computes: Whether a token multiplies with them (an embedding's rows are looked up instead).
+        uses: How often one token passes them (blocks that several layers share).
     """
 
     part: str
@@ -93,6 +94,7 @@ class Weights:
     active: int
     linear: bool = True
     computes: bool = True
+    uses: int = 1
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..fields import Fields
-from . import gemma, llama, qwen
+from . import deepseek, gemma, hybrid_qwen, llama, moe, qwen, state_space
 from .stack import Stack
 
 Rule = Callable[[Fields], Stack]
@@ -35,6 +35,35 @@ RULES: dict[str, Rule] = {
     "gemma": gemma.gemma,
     "gemma2": gemma.gemma2,
     "gemma3_text": gemma.gemma3,
+    "llama4_text": moe.llama4,
+    "gpt_oss": moe.gpt_oss,
+    "glm4_moe": moe.glm4_moe,
+    "minimax": moe.minimax,
+    "minimax_m2": moe.minimax_m2,
+    "mimo": moe.mimo,
+    "mimo_v2_flash": moe.mimo_v2,
+    "deepseek_v2": deepseek.deepseek_v3,
+    "deepseek_v3": deepseek.deepseek_v3,
+    "deepseek_v32": deepseek.deepseek_v32,
+    "glm4_moe_lite": deepseek.glm4_moe_lite,
+    "glm_moe_dsa": deepseek.glm_moe_dsa,
+    "qwen3_next": hybrid_qwen.qwen3_next,
+    "qwen3_5_text": hybrid_qwen.qwen3_5,
+    "qwen3_5_moe_text": hybrid_qwen.qwen3_5_moe,
+    "olmo_hybrid": hybrid_qwen.olmo_hybrid,
+    "kimi_linear": hybrid_qwen.kimi_linear,
+    "mamba": state_space.mamba,
+    "falcon_mamba": state_space.mamba,
+    "mamba2": state_space.mamba2,
+    "jamba": state_space.jamba,
+    "bamba": state_space.bamba,
+    "granitemoehybrid": state_space.granite_hybrid,
+    "falcon_h1": state_space.falcon_h1,
+    "nemotron_h": state_space.nemotron_h,
+    "zamba2": state_space.zamba2,
+    "recurrent_gemma": state_space.recurrent_gemma,
+    "rwkv": state_space.rwkv,
+    "lfm2": state_space.lfm2,
 }
 
 #: Outer `model_type` -> the text model's, where a nested text_config leaves its own out.
@@ -54,6 +83,13 @@ SAME_AS: dict[str, str] = {
     "gemma3": "gemma3_text",
     "qwen2_vl_text": "qwen2",
     "qwen2_5_vl_text": "qwen2",
+    "llama4": "llama4_text",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+    "kimi_k2": "deepseek_v3",
+    "minimax_m1": "minimax",
+    "minimax_text_01": "minimax",
+    "mimo_v2": "mimo_v2_flash",
 }
 
 MODEL_TYPES: tuple[str, ...] = tuple(sorted({*RULES, *TEXT_MODELS, *SAME_AS}))
