@@ -15,7 +15,7 @@ def stored(memory: Memory, tokens: int) -> int:
     if memory.kernel > 1:
         return memory.elements // (memory.kernel - 1) * memory.kernel
     if memory.ring is not None and memory.limit is not None:
-        kept = tokens // memory.every
         # `keys[:, :, -W + 1:]`: for W = 1 that is -0, which keeps everything.
-        return memory.elements * (kept if memory.limit == 1 else min(kept, memory.limit - 1))
+        kept = tokens if memory.limit == 1 else min(tokens, memory.limit - 1)
+        return memory.elements * kept * (2 if memory.twice else 1)
     return memory.elements * memory.entries(tokens)

@@ -36,6 +36,8 @@ class Memory:
         ring: Why there is a limit: "window" (the last `limit` keys) or "chunk" (the keys of the current chunk).
         read: At most this many entries are read for a new token (top-k indexing); None: all that are kept.
         kernel: A convolution's width K, where `elements` holds the K - 1 inputs that the next token needs; 0: none.
+        remainder: Tokens that wait for a block of so many to be full, `tokens % remainder` of them; 0: none.
+        twice: transformers keeps it twice, as keys and as values, though they are the same.
     """
 
     name: str
@@ -48,6 +50,8 @@ class Memory:
     ring: Literal["window", "chunk"] | None = None
     read: int | None = None
     kernel: int = 0
+    remainder: int = 0
+    twice: bool = False
 
     @property
     def grows(self) -> bool:
@@ -58,6 +62,8 @@ class Memory:
         """Entries kept after `tokens` tokens."""
         if not self.per_token:
             return 1
+        if self.remainder:
+            return tokens % self.remainder
         kept = tokens // self.every
         return kept if self.limit is None else min(kept, self.limit)
 
@@ -142,9 +148,8 @@ class Layer:
     @property
     def sees_everything(self) -> bool:
         """Whether a query can look at every earlier token exactly, in one hop."""
-        return self.kind in ("full", "latent") or (
-            self.kind in ("indexed", "hybrid") and self.window is None and bool(self.scores)
-        )
+        attends = self.kind in ("full", "latent", "hybrid", "indexed")
+        return attends and any(score.rule == "full" and score.name == "attention" for score in self.scores)
 
 
 @dataclass(frozen=True)

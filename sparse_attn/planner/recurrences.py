@@ -22,11 +22,20 @@ def _mixer(
     kernel: int = 0,
     flops: int = 6,
     precision: str = "state",
+    padded: bool = True,
 ) -> Mixer:
+    """`padded`: transformers keeps K inputs of a convolution (`Memory.kernel`), as it does for all but RG-LRU."""
     memory = []
     if convolved and kernel > 1:
         memory.append(
-            Memory("convolution state", convolved * (kernel - 1), False, precision="model", heads=heads, kernel=kernel)
+            Memory(
+                "convolution state",
+                convolved * (kernel - 1),
+                False,
+                precision="model",
+                heads=heads,
+                kernel=kernel * padded,
+            )
         )
     if state:
         memory.append(Memory("recurrent state", state, False, precision=precision, heads=heads))  # type: ignore[arg-type]
@@ -142,6 +151,7 @@ def rg_lru(hidden: int, width: int, heads: int, kernel: int) -> Mixer:
         convolved=width,
         kernel=kernel,
         precision="float32",
+        padded=False,
     )
 
 

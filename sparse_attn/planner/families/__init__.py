@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..fields import Fields
-from . import deepseek, gemma, hybrid_qwen, llama, moe, qwen, state_space
+from . import deepseek, deepseek_v4, encoders, gemma, hybrid_qwen, llama, moe, qwen, state_space
 from .stack import Stack
 
 Rule = Callable[[Fields], Stack]
@@ -35,6 +35,7 @@ RULES: dict[str, Rule] = {
     "gemma": gemma.gemma,
     "gemma2": gemma.gemma2,
     "gemma3_text": gemma.gemma3,
+    "gemma4_text": gemma.gemma4,
     "llama4_text": moe.llama4,
     "gpt_oss": moe.gpt_oss,
     "glm4_moe": moe.glm4_moe,
@@ -45,6 +46,7 @@ RULES: dict[str, Rule] = {
     "deepseek_v2": deepseek.deepseek_v3,
     "deepseek_v3": deepseek.deepseek_v3,
     "deepseek_v32": deepseek.deepseek_v32,
+    "deepseek_v4": deepseek_v4.deepseek_v4,
     "glm4_moe_lite": deepseek.glm4_moe_lite,
     "glm_moe_dsa": deepseek.glm_moe_dsa,
     "qwen3_next": hybrid_qwen.qwen3_next,
@@ -64,11 +66,14 @@ RULES: dict[str, Rule] = {
     "recurrent_gemma": state_space.recurrent_gemma,
     "rwkv": state_space.rwkv,
     "lfm2": state_space.lfm2,
+    "longformer": encoders.longformer,
+    "big_bird": encoders.big_bird,
 }
 
 #: Outer `model_type` -> the text model's, where a nested text_config leaves its own out.
 TEXT_MODELS: dict[str, str] = {
     "gemma3": "gemma3_text",
+    "gemma4": "gemma4_text",
     "llama4": "llama4_text",
     "qwen3_5": "qwen3_5_text",
     "qwen3_5_moe": "qwen3_5_moe_text",
@@ -83,6 +88,7 @@ SAME_AS: dict[str, str] = {
     "gemma3": "gemma3_text",
     "qwen2_vl_text": "qwen2",
     "qwen2_5_vl_text": "qwen2",
+    "gemma4": "gemma4_text",
     "llama4": "llama4_text",
     "qwen3_5": "qwen3_5_text",
     "qwen3_5_moe": "qwen3_5_moe_text",

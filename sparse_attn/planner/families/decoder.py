@@ -31,7 +31,8 @@ class Shape:
 
     Attributes:
         qkv_bias, out_bias: Biases of the projections.
-        qk_norm: Norms of queries and keys: over each head's dim, over all heads together, or none.
+        qk_norm: Norms of queries and keys: "head" (one of each, over the head dim), "pair" (the same with biases), "all"
+            (over all heads together), "each" (one a head), or none.
         norms: Norms of a layer, each of hidden_size numbers.
         gated: The query projection is twice as wide (an output gate).
         sinks: One learned number a head beside the keys.
@@ -39,20 +40,19 @@ class Shape:
 
     qkv_bias: bool = False
     out_bias: bool = False
-    qk_norm: Literal["head", "all", "each", ""] = ""
+    qk_norm: Literal["head", "all", "each", "pair", ""] = ""
     norms: int = 2
     gated: bool = False
     sinks: bool = False
 
     def extra(self, heads: Heads, hidden: int) -> int:
         """Numbers beside the projections' matrices."""
-        biases = heads.both * (1 + self.gated * heads.queries * heads.dim // heads.both) * self.qkv_bias
-        if self.qkv_bias and self.gated:
-            biases = heads.both + heads.queries * heads.dim
+        biases = (heads.both + heads.queries * heads.dim * self.gated) * self.qkv_bias
         norms = {
             "head": 2 * heads.dim,
             "all": (heads.queries + heads.keys) * heads.dim,
             "each": (heads.queries + heads.keys) * heads.dim,
+            "pair": 4 * heads.dim,
             "": 0,
         }[self.qk_norm]
         return biases + hidden * self.out_bias + norms + heads.queries * self.sinks
@@ -66,6 +66,7 @@ def decoder(
     *,
     heads: Heads | None = None,
     final_norm: int = 1,
+    extra: Sequence[Weights] = (),
     inert: Sequence[Inert] = (),
     notes: Sequence[str] = (),
 ) -> Stack:
@@ -73,7 +74,7 @@ def decoder(
     heads = heads or read_heads(f)
     hidden = hidden_size(f)
     layers = tuple(_layer(index, span, shape, heads, hidden, feed(index)) for index, span in enumerate(spans))
-    return Stack(layers, widest(f), final_norm=final_norm, inert=tuple(inert), notes=tuple(notes))
+    return Stack(layers, widest(f), extra=tuple(extra), final_norm=final_norm, inert=tuple(inert), notes=tuple(notes))
 
 
 def _layer(index: int, span: Span, shape: Shape, heads: Heads, hidden: int, feed: Sequence[Weights]) -> Layer:

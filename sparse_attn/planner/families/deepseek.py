@@ -58,17 +58,21 @@ def indexer_types(f: Fields) -> list[str]:
 
 
 def sparse_after(f: Fields, first_dense: int | None = None) -> Callable[[int], Sequence[Weights]]:
-    """`mlp_layer_types`; without it dense below `first_k_dense_replace`, then every `moe_layer_freq`-th layer sparse."""
+    """`mlp_layer_types`; without it dense below `first_k_dense_replace` (or `first_dense`, if the class reads no such field).
+
+    `moe_layer_freq` above 1 would leave layers dense in between; the classes of transformers do not read it.
+    """
     count = layer_count(f)
     types = f.listed("mlp_layer_types", length=count)
-    first = f.whole("first_k_dense_replace", default=first_dense, least=0)
-    every = f.whole("moe_layer_freq", default=1)
+    first = first_dense
+    if first is None:
+        first = f.whole("first_k_dense_replace", default=0, least=0)
     shared = (f.maybe_whole("n_shared_experts", "num_shared_experts", least=0) or 0) * f.whole("moe_intermediate_size")
     routed = experts(f, shared=shared)
     dense = gated_mlp(hidden_size(f), f.whole("intermediate_size"), bias=f.flag("mlp_bias"))
 
     def feed(index: int) -> Sequence[Weights]:
-        sparse = types[index] == "sparse" if types else index >= first and index % every == 0
+        sparse = types[index] == "sparse" if types else index >= first
         return routed if sparse else dense
 
     return feed

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from ..blocks import Mixer, attention, build_layer, gated_mlp
 from ..fields import Fields, check_whole
 from ..latent import latent_attention, read_latent
-from ..recurrences import gated_delta_net, kimi_delta_attention
 from ..records import Weights
+from ..recurrences import gated_delta_net, kimi_delta_attention
 from .decoder import Shape, experts, widest
 from .deepseek import sparse_after, unused_head_dim
 from .qwen import sparse_feed
@@ -88,7 +88,8 @@ def kimi_linear(f: Fields) -> Stack:
         own.maybe_whole("short_conv_kernel_size") or f.whole("linear_conv_kernel_dim"),
     )
     full = latent_attention(hidden, read_latent(f))
-    feed = sparse_after(f, first_dense=1)
+    first = f.whole("first_k_dense_replace", default=1, least=0)
+    feed = sparse_after(f, first_dense=first)
     layers = tuple(
         build_layer(
             index,

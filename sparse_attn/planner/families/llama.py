@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..blocks import small
 from ..fields import Fields
 from ..records import Inert
 from .decoder import Shape, Span, all_full, by_layer_types, decoder, experts, one_window, same_mlp
@@ -52,13 +53,19 @@ def phimoe(f: Fields) -> Stack:
     bias = f.flag("attention_bias")
     parts = experts(f, "intermediate_size")
     shape = Shape(qkv_bias=bias, out_bias=bias, norms=4)
-    return decoder(f, one_window(f), shape, lambda index: parts, final_norm=2)
+    head = small("head", f.whole("vocab_size") * f.flag("lm_head_bias"))
+    return decoder(f, one_window(f), shape, lambda index: parts, final_norm=2, extra=head)
 
 
 def phi(f: Fields) -> Stack:
-    """Phi-1, 1.5, 2: all full, one LayerNorm before attention and a plain MLP in parallel, biases everywhere."""
+    """Phi-1, 1.5, 2: all full, one LayerNorm before attention and a plain MLP in parallel, biases everywhere, the head's too."""
     return decoder(
-        f, all_full(f), Shape(qkv_bias=True, out_bias=True), same_mlp(f, bias=True, gated=False), final_norm=2
+        f,
+        all_full(f),
+        Shape(qkv_bias=True, out_bias=True, qk_norm="pair" if f.flag("qk_layernorm") else ""),
+        same_mlp(f, bias=True, gated=False),
+        final_norm=2,
+        extra=small("head", f.whole("vocab_size")),
     )
 
 

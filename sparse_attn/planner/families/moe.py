@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from ..blocks import attention, build_layer, gated_mlp, moe
 from ..fields import Fields
-from ..recurrences import lightning_attention
 from ..records import Inert
+from ..recurrences import lightning_attention
 from .decoder import Shape, Span, all_full, by_layer_types, decoder, experts, same_mlp, widest
 from .deepseek import sparse_after
 from .stack import Stack, hidden_size, layer_count, read_heads, read_layer_types, read_window

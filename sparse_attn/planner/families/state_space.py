@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from ..blocks import NOTHING, Mixer, attention, build_layer, gated_mlp, moe, plain_mlp, small, whole
 from ..fields import Fields
+from ..records import Layer, Weights
 from ..recurrences import mamba as mamba_mixer
 from ..recurrences import mamba2 as mamba2_mixer
 from ..recurrences import rg_lru, rwkv4, short_convolution
-from ..records import Layer, Weights
 from .decoder import Shape, experts, widest
 from .stack import Stack, hidden_size, layer_count, read_heads, read_layer_types
 

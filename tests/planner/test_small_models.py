@@ -1,0 +1,60 @@
+"""Every family's rule against transformers itself, on models small enough to run: layers, parameters, bytes of the cache."""
+
+import pytest
+import torch
+
+from sparse_attn.planner import describe, kv_cost
+
+from . import real_cache
+from .small_configs import SMALL
+
+ENCODERS = ("longformer", "big-bird")
+CAUSAL = [name for name in SMALL if name not in ENCODERS]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_layers_are_those_of_transformers(name):
+    model = describe(SMALL[name])
+    config = real_cache.config_of(SMALL[name])
+    if name in ("rwkv", *ENCODERS):
+        pytest.skip("transformers names no layer types for this family")
+    types = real_cache.layer_types(config)
+    assert len(types) == len(model.layers)
+    for layer, kind in zip(model.layers, types, strict=True):
+        if kind == "dummy" and layer.shares_with is not None:
+            assert model.layers[layer.shares_with].kind == layer.kind  # it reads that layer's keys, and keeps none
+            continue
+        assert layer.kind in real_cache.KIND_OF[kind]
+        if layer.kind == "sliding":
+            assert layer.window == config.sliding_window
+        if layer.kind == "chunked":
+            assert layer.window == config.attention_chunk_size
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_parameters_are_those_of_the_model(name):
+    parameters = describe(SMALL[name]).parameters
+    assert parameters.total == real_cache.parameters(real_cache.config_of(SMALL[name]))
+    assert sum(parameters.parts.values()) == parameters.total
+    assert parameters.active <= parameters.total
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_cache_bytes_are_those_of_real_tensors(name):
+    config = real_cache.config_of(SMALL[name])
+    model = real_cache.build(config, "cpu").to(torch.bfloat16).eval()
+    described = describe(SMALL[name])
+    for tokens in (5, 21):  # below and above every window
+        cost = kv_cost(described, tokens, accounting="transformers")
+        expected = real_cache.cache_bytes(model, tokens, described.vocab_size)
+        if name == "recurrent-gemma":  # its attention layers' cache is not handed out
+            expected += sum(item.bytes for item in cost.items if item.name in ("keys", "values"))
+        assert cost.total_bytes == expected
