@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from .families import MODEL_TYPES, RULES, SAME_AS, TEXT_MODELS, llama
+from .families import MODEL_TYPES, RULES, SAME_AS, llama
 from .fields import Fields, class_defaults
 from .quantization import read_dtype, read_quantization
 from .records import Layer, Model, Rope, Weights
@@ -51,7 +51,7 @@ def describe(config: Mapping[str, Any], *, assume: str | None = None) -> Model:
     if outer_type is not None and not isinstance(outer_type, str):
         raise ValueError(f"config.json: model_type must be a text, got {outer_type!r}")
     text = _text_config(config)
-    family = _family(text, outer_type, nested=text is not config)
+    family = _family(text, outer_type)
     notes: list[str] = []
     if family in RULES:
         rule = RULES[family]
@@ -97,14 +97,13 @@ def describe(config: Mapping[str, Any], *, assume: str | None = None) -> Model:
     )
 
 
-def _family(text: Mapping[str, Any], outer: str | None, *, nested: bool) -> str | None:
+def _family(text: Mapping[str, Any], outer: str | None) -> str | None:
     """The `model_type` whose rule applies: the text model's own, or what the outer one implies."""
     given = text.get("model_type") or outer
     if given is None:
         return None
     if not isinstance(given, str):
         raise ValueError(f"config.json: model_type must be a text, got {given!r}")
-    given = TEXT_MODELS.get(given, given) if nested else given
     return SAME_AS.get(given, given)
 
 

@@ -70,32 +70,22 @@ RULES: dict[str, Rule] = {
     "big_bird": encoders.big_bird,
 }
 
-#: Outer `model_type` -> the text model's, where a nested text_config leaves its own out.
-TEXT_MODELS: dict[str, str] = {
-    "gemma3": "gemma3_text",
-    "gemma4": "gemma4_text",
-    "llama4": "llama4_text",
-    "qwen3_5": "qwen3_5_text",
-    "qwen3_5_moe": "qwen3_5_moe_text",
-    "mistral3": "mistral",
-    "qwen2_vl": "qwen2",
-    "qwen2_5_vl": "qwen2",
-    "gemma4": "gemma4_text",
-}
-
-#: Other names for the same rule: the class that the model's authors name, or an older name.
+#: Other names for a rule: the outer `model_type` of a nested or older config, or the name that its authors' own class has.
 SAME_AS: dict[str, str] = {
     "gemma3": "gemma3_text",
-    "qwen2_vl_text": "qwen2",
-    "qwen2_5_vl_text": "qwen2",
     "gemma4": "gemma4_text",
-    "llama4": "llama4_text",
-    "qwen3_5": "qwen3_5_text",
-    "qwen3_5_moe": "qwen3_5_moe_text",
     "kimi_k2": "deepseek_v3",
+    "llama4": "llama4_text",
+    "mimo_v2": "mimo_v2_flash",
     "minimax_m1": "minimax",
     "minimax_text_01": "minimax",
-    "mimo_v2": "mimo_v2_flash",
+    "mistral3": "mistral",
+    "qwen2_5_vl": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen2_vl": "qwen2",
+    "qwen2_vl_text": "qwen2",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
 }
 
-MODEL_TYPES: tuple[str, ...] = tuple(sorted({*RULES, *TEXT_MODELS, *SAME_AS}))
+MODEL_TYPES: tuple[str, ...] = tuple(sorted({*RULES, *SAME_AS}))

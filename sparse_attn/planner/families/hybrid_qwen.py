@@ -151,7 +151,7 @@ def _qwen(f: Fields, feed: Callable[[int], Sequence[Weights]]) -> Stack:
 
 
 def read_delta_net(f: Fields) -> Mixer:
-    """`linear_num_key_heads`, `linear_num_value_heads`, `linear_key_head_dim`, `linear_value_head_dim`, `linear_conv_kernel_dim`."""
+    """Heads and dims of keys and values from `linear_num_*_heads` and `linear_*_head_dim`; `linear_conv_kernel_dim`."""
     return gated_delta_net(
         hidden_size(f),
         f.whole("linear_num_key_heads"),
