@@ -9,6 +9,7 @@ from .fit import Bounds, Fit, Remedy, fit
 from .flops import Flops, Traffic, attention_flops, decode_bytes, decode_flops, prefill_flops
 from .gpus import Gpu, find_gpu, gpus
 from .kv_cost import ACCOUNTINGS, Item, KvCost, LayerCost, kv_cost
+from .patterned import with_pattern
 from .read_config import read_config
 from .records import Assumed, Inert, Layer, Memory, Model, Parameters, Quantization, Rope, Scores, Weights
 from .tensor_parallel import allowed_splits
@@ -51,5 +52,6 @@ __all__ = [
     "read_config",
     "weights_bytes",
     "weights_cost",
+    "with_pattern",
     "workspace",
 ]

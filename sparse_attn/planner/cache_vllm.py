@@ -5,8 +5,9 @@
   so a group that is short of layers is padded.
 - A recurrent state takes one page of its layer. Where a model has both, attention's page is raised to a multiple of 16
   tokens that holds a state, and the state's page is padded to it.
-- A window holds its W - 1 tokens, those in flight of a prefill step, and one page more where it starts inside a page;
-  a chunk holds its tokens and those in flight.
+- A window holds its W - 1 tokens, those in flight of a prefill step, and one page more where it starts inside a page.
+- A model with chunked layers loses its hybrid allocation (vLLM turns it off by default there): every layer, windows too,
+  keeps every token.
 - One block is reserved as the null block.
 
 Source: vLLM, v1/kv_cache_interface.py (page sizes, max_memory_usage_bytes), v1/core/kv_cache_utils.py (groups),
@@ -40,8 +41,9 @@ class _Spec:
 def vllm_cost(model: Model, context: int, batch: int, kv_dtype: str, chunk: int, tensor_parallel: int) -> KvCost:
     """The bill in vLLM's pages; arguments as in `kv_cost`."""
     specs: dict[_Spec, list[int]] = defaultdict(list)
+    flat = any(layer.kind == "chunked" for layer in model.layers)
     for layer in model.layers if model.causal else ():
-        for spec in _specs(layer, model, kv_dtype, tensor_parallel):
+        for spec in _specs(layer, model, kv_dtype, tensor_parallel, flat):
             specs[spec].append(layer.index)
     if not specs:
         return KvCost("vllm", kv_dtype, context, batch, 0, 0, 0, (), ())
@@ -49,6 +51,8 @@ def vllm_cost(model: Model, context: int, batch: int, kv_dtype: str, chunk: int,
     states = [spec for spec in specs if spec.state_bytes]
     tokens, page = _page(attention, states)
     notes = [f"pages of {tokens} tokens"]
+    if flat:
+        notes.append("chunked layers are kept whole: vLLM turns its hybrid allocation off for them by default")
     if states and attention:
         notes.append(f"a recurrent state of {max(s.state_bytes for s in states):,} bytes takes a page of {page:,}")
     size, groups = _groups(specs, model)
@@ -92,7 +96,7 @@ def vllm_cost(model: Model, context: int, batch: int, kv_dtype: str, chunk: int,
     )
 
 
-def _specs(layer: Layer, model: Model, kv_dtype: str, tensor_parallel: int) -> list[_Spec]:
+def _specs(layer: Layer, model: Model, kv_dtype: str, tensor_parallel: int, flat: bool) -> list[_Spec]:
     state = sum(
         bytes_of(memory.elements * _state_bits(memory, model), shard(memory, tensor_parallel))
         for memory in layer.memory
@@ -110,7 +114,9 @@ def _specs(layer: Layer, model: Model, kv_dtype: str, tensor_parallel: int) -> l
         )
         if kind == "index":  # kept in fp8 with a float32 scale per 128
             size = memory.elements + 4 * -(-memory.elements // 128)
-        rows[kind, memory.limit] = rows.get((kind, memory.limit), 0) + size
+        limit = None if flat else memory.limit
+        kind = "full" if flat and memory.ring else kind
+        rows[kind, limit] = rows.get((kind, limit), 0) + size
     found = [_Spec(kind, limit, size) for (kind, limit), size in rows.items()]
     return found + ([_Spec("state", None, 0, state)] if state else [])
 
@@ -145,10 +151,8 @@ def _pages(spec: _Spec, context: int, chunk: int, tokens: int) -> int:
         return 1
     if spec.limit is None:
         return -(-context // tokens)
-    if spec.kind == "window":
-        held = min(spec.limit - 1 + chunk, context)
-        return min(-(-held // tokens) + 1, max(1, -(-context // tokens)))
-    return -(-min(spec.limit + chunk, context) // tokens)
+    held = min(spec.limit - 1 + chunk, context)
+    return min(-(-held // tokens) + 1, max(1, -(-context // tokens)))
 
 
 def _groups(specs: dict[_Spec, list[int]], model: Model) -> tuple[int, list[tuple[_Spec, int]]]:
@@ -166,6 +170,5 @@ def _name(spec: _Spec) -> str:
         "latent": "latent",
         "index": "index keys",
         "window": f"window of {spec.limit}",
-        "chunk": f"chunk of {spec.limit}",
         "state": "states",
     }[spec.kind]

@@ -39,6 +39,8 @@ def read_dtype(config: Mapping[str, Any], text: Mapping[str, Any]) -> str:
 
 def read_quantization(config: Mapping[str, Any], text: Mapping[str, Any]) -> Quantization | None:
     """`quantization_config` as a method and the weight dtype nearest to it; None if weights are plain."""
+    if isinstance(config.get("_stored_type"), str):  # a GGUF file names its own
+        return Quantization("gguf", config["_stored_type"])
     given = text.get("quantization_config") or config.get("quantization_config")
     if not isinstance(given, Mapping):
         return None

@@ -8,7 +8,8 @@ from dataclasses import replace
 from ..patterns import Sinks, Window
 from .dtypes import KV_BITS, kv_bits
 from .fit import Remedy, _Asked
-from .records import Layer, Memory, Model
+from .patterned import with_pattern
+from .records import Model
 from .tensor_parallel import allowed_splits
 from .weights import weights_cost
 
@@ -104,33 +105,19 @@ def _split_price(model: Model, count: int) -> str:
 
 
 def _patterns(asked: _Asked, context: int) -> Iterator[Remedy]:
-    """The widest window on the layers that see everything, every fourth of them left alone, that fits."""
-    seeing = [layer.index for layer in asked.model.layers if layer.kind == "full" and layer.memory]
-    if len(seeing) < 2:
+    """The widest window on the full layers that fits: first with every fourth of them left alone, then on all."""
+    full = [layer.index for layer in asked.model.layers if layer.kind == "full" and layer.memory]
+    if len(full) < 2:
         return
-    kept = set(seeing[3::4])
     last = None
-    for window in _WINDOWS:
-        if window + _SINKS >= context:
-            continue
-        for stay, words in (
-            (kept, f"every 4th of the {len(seeing)} full layers stays full"),
-            (set[int](), "no layer stays full"),
-        ):
-            cut = replace(asked, model=cut_to_window(asked.model, set(seeing) - stay, window))
+    for stay in (full[3::4], []):
+        for window in _WINDOWS:
+            if window + _SINKS >= context or (stay and len(full) < 4):
+                continue
             pattern = Window(window) | Sinks(_SINKS)
-            hops = asked.model.layers and -(-(context - 1) // (window - 1))
-            reach = len(seeing) * (window - 1) + 1
-            price = (
-                f"{words}; the others see the last {window:,} tokens and the first {_SINKS}, so a fact further back is "
-                + (
-                    "theirs through the full layers only"
-                    if stay
-                    else f"{hops:,} hops away, and the stack reaches {reach:,} tokens"
-                )
-                + "; the model was not trained for it"
-            )
-            last = _result(cut, context, "pattern", repr(pattern), price)
+            cut = [index for index in full if index not in stay]
+            changed = replace(asked, model=with_pattern(asked.model, pattern, layers=cut))
+            last = _result(changed, context, "pattern", repr(pattern), _reach_lost(window, len(cut), stay, context))
             if last.fits:
                 yield last
                 return
@@ -138,24 +125,26 @@ def _patterns(asked: _Asked, context: int) -> Iterator[Remedy]:
         yield last
 
 
-def cut_to_window(model: Model, layers: set[int], window: int, sinks: int = _SINKS) -> Model:
-    """The model with these layers cut to a window and the first `sinks` tokens."""
-
-    def cut(memory: Memory) -> Memory:
-        return replace(memory, limit=window + sinks, ring="window") if memory.grows else memory
-
-    def change(layer: Layer) -> Layer:
-        if layer.index not in layers:
-            return layer
-        scores = tuple(
-            replace(score, rule="window", size=window + sinks) if score.rule == "full" else score
-            for score in layer.scores
+def _reach_lost(window: int, cut: int, stay: list[int], context: int) -> str:
+    """What a window and sinks on `cut` layers give up."""
+    reach = Window(window).reach(cut).tokens or 0
+    sees = f"the last {window:,} tokens and the first {_SINKS}"
+    if stay:
+        named = ", ".join(map(str, stay[:6])) + (", ..." if len(stay) > 6 else "")
+        return (
+            f"{cut} full layers see {sees} only; {len(stay)} stay full ({named}) and carry what lies further back; "
+            "the model was not trained for it, so measure it"
         )
-        return replace(
-            layer, kind="sliding", window=window, memory=tuple(cut(memory) for memory in layer.memory), scores=scores
+    if reach >= context:
+        hops = -(-(context - 1) // (window - 1))
+        return (
+            f"all {cut} full layers see {sees}: the first token of {context:,} is {hops:,} hops away (reach {reach:,}), "
+            "and exact recall from afar is lost; the model was not trained for it"
         )
-
-    return replace(model, layers=tuple(change(layer) for layer in model.layers))
+    return (
+        f"all {cut} full layers see {sees}: nothing further back than {reach:,} tokens reaches the last token, "
+        f"of {context:,}; the model was not trained for it"
+    )
 
 
 def _smaller(asked: _Asked, context: int) -> Iterator[Remedy]:
