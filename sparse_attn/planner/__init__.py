@@ -5,6 +5,8 @@ them against a GPU.
 """
 
 from .describe import describe
+from .finding import SEVERITIES, Finding
+from .findings import findings
 from .fit import Bounds, Fit, Remedy, fit
 from .flops import Flops, Traffic, attention_flops, decode_bytes, decode_flops, prefill_flops
 from .gpus import Gpu, find_gpu, gpus
@@ -12,14 +14,17 @@ from .kv_cost import ACCOUNTINGS, Item, KvCost, LayerCost, kv_cost
 from .patterned import with_pattern
 from .read_config import read_config
 from .records import Assumed, Inert, Layer, Memory, Model, Parameters, Quantization, Rope, Scores, Weights
+from .sight import Run, Sight, sight
 from .tensor_parallel import allowed_splits
 from .weights import WeightsCost, weights_bytes, weights_cost
 from .workspace import Workspace, workspace
 
 __all__ = [
     "ACCOUNTINGS",
+    "SEVERITIES",
     "Assumed",
     "Bounds",
+    "Finding",
     "Fit",
     "Flops",
     "Gpu",
@@ -34,7 +39,9 @@ __all__ = [
     "Quantization",
     "Remedy",
     "Rope",
+    "Run",
     "Scores",
+    "Sight",
     "Traffic",
     "Weights",
     "WeightsCost",
@@ -45,11 +52,13 @@ __all__ = [
     "decode_flops",
     "describe",
     "find_gpu",
+    "findings",
     "fit",
     "gpus",
     "kv_cost",
     "prefill_flops",
     "read_config",
+    "sight",
     "weights_bytes",
     "weights_cost",
     "with_pattern",

@@ -1,0 +1,261 @@
+"""Rules about what layers see, and how far information travels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from .finding import Finding, Reviewed
+from .kv_cost import kv_cost
+from .sight import hops
+
+_RETRIEVAL = (
+    "Wu et al. 2024, arXiv:2404.15574 (retrieval from afar is done by few heads that attend across the whole context)"
+)
+_STACKED = "reach: Jiang et al. 2023, arXiv:2310.06825, section 2; what arrives of it: G. Xiao 2025, guangxuanx.com/blog/stacking-swa.html"
+_HYBRID = "Yang et al. 2025, arXiv:2501.18795 (windows interleaved with full layers); Gemma 3 report, arXiv:2503.19786"
+_STATE = (
+    "Jelassi et al. 2024, arXiv:2402.01032; Arora et al. 2024, arXiv:2402.18668 (recall is bounded by the state's size)"
+)
+
+
+def all_full(r: Reviewed) -> Iterator[Finding]:
+    """Every mixing layer sees everything."""
+    if r.sight.mixing and len(r.sight.everything) == len(r.sight.mixing):
+        yield Finding(
+            "all-layers-full",
+            "info",
+            f"{_every(len(r.sight.mixing))} sees every earlier token: nothing is out of sight, and the KV cache of each of "
+            "them grows with the context",
+            _fields(r, r.sight.everything),
+        )
+
+
+def full_layers(r: Reviewed) -> Iterator[Finding]:
+    """Some, but not all, see everything: which, and how regularly."""
+    seen = r.sight
+    if not seen.everything or len(seen.everything) == len(seen.mixing):
+        return
+    run = seen.longest_run
+    step = _interval(seen.everything)
+    regular = step is not None and run is not None and run.length < step and len(seen.everything) > 1
+    tail = seen.layers - 1 - seen.everything[-1]
+    top = "up to the top" if tail == 0 else f"up to layer {seen.highest}, {tail} below the top"
+    if regular:
+        yield Finding(
+            "full-layers-regular", "info",
+            f"full attention at every {_ordinal(step or 0)} layer {top}: {len(seen.everything)} of {len(seen.mixing)} "
+            f"layers see everything ({seen.share:.0%}), from layer {seen.lowest} on; at most {run.length if run else 0} in a "
+            "row do not",
+            _HYBRID,
+        )  # fmt: skip
+        return
+    at = f"; the longest run without one is layers {run.first} to {run.last} ({run.length} layers)" if run else ""
+    yield Finding(
+        "full-layers-some",
+        "info",
+        f"{len(seen.everything)} of {len(seen.mixing)} layers see everything ({seen.share:.0%}), the lowest is layer "
+        f"{seen.lowest}, the highest layer {seen.highest} of {seen.layers - 1}{at}",
+        _fields(r, seen.everything),
+    )
+
+
+def local_top(r: Reviewed) -> Iterator[Finding]:
+    """The top of the stack has no layer that sees everything, and it is more than the pattern's own rest."""
+    seen = r.sight
+    if seen.highest is None:
+        return
+    tail = range(seen.highest + 1, seen.layers)
+    mixing = [index for index in tail if index in seen.mixing]
+    step = _interval(seen.everything)
+    if not mixing or len(tail) * 5 < seen.layers or (step is not None and len(tail) < step):
+        return
+    yield Finding(
+        "top-layers-local",
+        "warning",
+        f"the top {len(tail)} of {seen.layers} layers {_sees(r, mixing)}: distant facts cannot be combined there",
+        _RETRIEVAL,
+    )
+
+
+def long_run(r: Reviewed) -> Iterator[Finding]:
+    """Half of the stack or more without a layer that sees everything, below the top."""
+    run = r.sight.longest_run
+    if run is None or not r.sight.everything or run.last == r.sight.layers - 1 or 2 * run.length < r.sight.layers:
+        return
+    indexes = [index for index in r.sight.mixing if run.first <= index <= run.last]
+    yield Finding(
+        "long-run-without-full",
+        "warning",
+        f"layers {run.first} to {run.last}, {run.length} of {r.sight.layers} in a row, {_sees(r, indexes)}",
+        _RETRIEVAL,
+    )
+
+
+def window_only(r: Reviewed) -> Iterator[Finding]:
+    """Windows or chunks and nothing else: recall past them goes from layer to layer."""
+    seen = r.sight
+    if seen.reach is None or seen.recurrent or not seen.bounded or not seen.exact:
+        return
+    windows = {r.model.layers[index].window for index in seen.bounded}
+    chunks = all(r.model.layers[index].kind == "chunked" for index in seen.bounded)
+    name = "chunk-only" if chunks else "window-only"
+    formula = f" ({len(seen.bounded)} layers x ({seen.exact:,} - 1) + 1)" if len(windows) == 1 and not chunks else ""
+    message = f"{name} model: a query sees at most the last {seen.exact:,} tokens itself"
+    if chunks:
+        message += ", and nothing crosses a chunk's border: all layers cut at the same places"
+    elif seen.context and len(windows) == 1:
+        needed = hops(seen.context, seen.exact)
+        whole = (seen.context - 1) // (seen.exact - 1) if seen.exact > 1 else 0
+        message = f"{name} model: exact recall past {seen.exact:,} tokens goes through {needed} hops at {seen.context:,} tokens"
+        if needed != whole and 1 < whole <= len(seen.bounded):
+            message = (
+                f"{name} model: exact recall past {seen.exact:,} tokens goes through {whole} hops, which bring "
+                f"{whole * (seen.exact - 1) + 1:,} tokens to a query; all of {seen.context:,} take {needed}"
+            )
+    yield Finding(f"{name}", "warning", f"{message}. The stack's reach is {seen.reach:,} tokens{formula}", _STACKED)
+    if seen.context and seen.reach < seen.context:
+        yield Finding(
+            "reach-below-context",
+            "warning",
+            f"the reach of {seen.reach:,} tokens is {seen.reach / seen.context:.1%} of the {_name(r)} context of "
+            f"{seen.context:,}: what stands further back cannot influence the answer at all",
+            _STACKED,
+        )
+
+
+def recurrent_memory(r: Reviewed) -> Iterator[Finding]:
+    """Recurrent layers: beside full ones, or alone."""
+    seen = r.sight
+    if not seen.recurrent:
+        return
+    kinds = ", ".join(sorted({str(r.model.layers[index].recurrence) for index in seen.recurrent}))
+    state = _state_bytes(r)
+    kept = f"a state of {state / 2**20:,.1f} MiB for each sequence, whatever its length"
+    if seen.everything:
+        beside = sum(index in seen.everything for index in seen.recurrent)
+        where = "beside full attention in the same layer" if beside == len(seen.recurrent) else "between full layers"
+        yield Finding(
+            "recurrent-layers", "info",
+            f"{len(seen.recurrent)} of {len(seen.mixing)} layers carry the past in {kept} ({kinds}), {where}; exact recall "
+            f"goes through the {len(seen.everything)} that see everything",
+            _STATE,
+        )  # fmt: skip
+        return
+    sees = f" past the {seen.exact:,} tokens of its windows" if seen.exact else ""
+    yield Finding(
+        "recurrent-only", "warning",
+        f"no layer sees everything: whatever is recalled{sees} has to fit {kept} ({kinds}, {len(seen.recurrent)} layers)",
+        _STATE,
+    )  # fmt: skip
+
+
+def chunk_borders(r: Reviewed) -> Iterator[Finding]:
+    """Chunks: a token after a border sees almost nothing in those layers."""
+    sizes = Counter(
+        r.model.layers[index].window for index in r.sight.bounded if r.model.layers[index].kind == "chunked"
+    )
+    for size, count in sizes.items():
+        yield Finding(
+            "chunk-borders",
+            "info",
+            f"{count} of {len(r.sight.mixing)} layers attend within chunks of {size:,} tokens: at position {size:,} a query "
+            "sees only itself there, however near the facts are, and only other layers look back over the border",
+            "field attention_chunk_size; transformers, masking_utils.py (chunked masks)",
+        )
+
+
+def chosen_keys(r: Reviewed) -> Iterator[Finding]:
+    """Sparse layers that an index or summaries feed."""
+    if not r.sight.chosen:
+        return
+    counts = sorted({window for index in r.sight.chosen if (window := r.model.layers[index].window) is not None})
+    most = f"at most {counts[-1]:,} keys" if counts else "a part of the keys"
+    share = (
+        f", {counts[-1] / r.context:.1%} of {r.context:,}" if counts and r.context and counts[-1] < r.context else ""
+    )
+    yield Finding(
+        "chosen-keys",
+        "info",
+        f"{len(r.sight.chosen)} of {len(r.sight.mixing)} layers reach any distance, but a query reads {most}{share}: a fact "
+        "is seen if the index ranks it among them",
+        "DeepSeek-V3.2 report, arXiv:2512.02556 (sparse attention through an index); field index_topk",
+    )
+
+
+def encoder(r: Reviewed) -> Iterator[Finding]:
+    """Bidirectional models."""
+    if r.model.causal:
+        return
+    local = [r.model.layers[index] for index in r.sight.bounded]
+    words = f"; {len(local)} layers see {local[0].window:,} tokens around a token" if local and local[0].window else ""
+    beside = f" ({local[0].note})" if local and local[0].note else ""
+    yield Finding(
+        "encoder",
+        "info",
+        f"an encoder: tokens see to both sides, and no KV cache is kept between calls{words}{beside}",
+        "Beltagy et al. 2020, arXiv:2004.05150; Zaheer et al. 2020, arXiv:2007.14062",
+    )
+
+
+SIGHT_RULES = (
+    window_only, local_top, long_run, all_full, full_layers, recurrent_memory, chunk_borders, chosen_keys, encoder,
+)  # fmt: skip
+
+
+def _sees(r: Reviewed, indexes: list[int]) -> str:
+    """What the named layers see instead of everything, as a verb and its object."""
+    layers = [r.model.layers[index] for index in indexes]
+    widths = [layer.window for layer in layers if layer.window]
+    if all(layer.kind == "sliding" for layer in layers):
+        return f"see only the last {max(widths):,} tokens"
+    if all(layer.kind == "chunked" for layer in layers):
+        return f"see only their chunk of {max(widths):,} tokens"
+    if all(layer.kind == "linear" for layer in layers):
+        return "keep the past in a state of fixed size only"
+    most = f" or at most {max(widths):,} tokens" if widths else ""
+    return f"see a state of fixed size{most}"
+
+
+def _state_bytes(r: Reviewed) -> int:
+    """Bytes of all recurrent states of one sequence, 16-bit cache, with their convolutions."""
+    cost = kv_cost(r.model, 1)
+    names = {memory.name for layer in r.model.layers for memory in layer.memory if not memory.per_token}
+    return sum(item.bytes for item in cost.items if item.name in names)
+
+
+def _interval(indexes: tuple[int, ...]) -> int | None:
+    """The step between the indexes if it is always the same."""
+    steps = {after - before for before, after in zip(indexes, indexes[1:], strict=False)}
+    return steps.pop() if len(steps) == 1 else None
+
+
+def _fields(r: Reviewed, indexes: tuple[int, ...]) -> str:
+    fields = dict.fromkeys(r.model.layers[index].source.partition("[")[0] for index in indexes)
+    return f"field {', '.join(fields)}, as transformers' class for {r.model.family} reads it"
+
+
+def _name(r: Reviewed) -> str:
+    return "advertised" if r.context == r.model.advertised_context else "asked"
+
+
+def _every(count: int) -> str:
+    return f"each of the {count} layers" if count > 1 else "the only layer"
+
+
+def _ordinal(number: int) -> str:
+    words = {
+        2: "second",
+        3: "third",
+        4: "fourth",
+        5: "fifth",
+        6: "sixth",
+        7: "seventh",
+        8: "eighth",
+        9: "ninth",
+        10: "tenth",
+    }
+    return words.get(
+        number,
+        f"{number}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10 if number % 100 not in (11, 12, 13) else 0, 'th') }",
+    )
