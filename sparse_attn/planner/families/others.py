@@ -46,16 +46,17 @@ def hunyuan_dense(f: Fields) -> Stack:
 def exaone4(f: Fields) -> Stack:
     """`layer_types`; without it every `sliding_window_pattern`-th layer is full, all of them where the window is null."""
     window = read_window(f)
-    every = f.value("sliding_window_pattern", default=4)
-    if isinstance(every, str):  # "LLLG": one letter a layer of the period, G for global
-        period = every
-        spans = by_layer_types(
-            f, window, lambda index: bool(window) and period[index % len(period)] == "L", "sliding_window_pattern"
-        )
+    period = f.value("sliding_window_pattern", default=4)
+    if isinstance(period, str):  # "LLLG": one letter a layer of the period, G for global
+        if not period or set(period) - {"L", "G"}:
+            raise f.fail(f"sliding_window_pattern must be a number or letters L and G, got {period!r}")
+        local = [letter == "L" for letter in period]
     else:
-        spans = by_layer_types(
-            f, window, lambda index: bool(window and every) and (index + 1) % every != 0, "sliding_window_pattern"
-        )
+        every = f.whole("sliding_window_pattern", default=4, least=0)
+        local = [True] * (every - 1) + [False] if every else [False]
+    spans = by_layer_types(
+        f, window, lambda index: window is not None and local[index % len(local)], "sliding_window_pattern"
+    )
     return decoder(f, spans, Shape(qk_norm="head"), same_mlp(f, bias=False))
 
 
