@@ -49,11 +49,11 @@ def defaults_of(model_type: str) -> dict[str, Any]:
         and not any(word in field.name for word in _LEFT_OUT)
     }
     theta = getattr(config_class, "default_theta", 10000.0)
-    theta = theta.get("global") if isinstance(theta, dict) else theta
-    rotates = any(
-        field.name in ("rope_parameters", "rope_theta", "rope_scaling") for field in dataclasses.fields(config_class)
-    )
-    return {"fields": fields, "aliases": dict(config_class.attribute_map), "theta": theta if rotates else None}
+    theta, local = (theta.get("global"), theta.get("local")) if isinstance(theta, dict) else (theta, None)
+    names = {field.name for field in dataclasses.fields(config_class)}
+    if not names & {"rope_parameters", "rope_theta", "rope_scaling"}:
+        theta = None  # it rotates nothing
+    return {"fields": fields, "aliases": dict(config_class.attribute_map), "theta": theta, "local_theta": local}
 
 
 def build() -> dict[str, Any]:

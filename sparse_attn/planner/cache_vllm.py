@@ -38,15 +38,52 @@ class _Spec:
     state_bytes: int = 0
 
 
-def vllm_cost(model: Model, context: int, batch: int, kv_dtype: str, chunk: int, tensor_parallel: int) -> KvCost:
-    """The bill in vLLM's pages; arguments as in `kv_cost`."""
+@dataclass(frozen=True)
+class _Group:
+    """Layers that share block ids: `rows` pages for each block of `tokens` tokens, some of them padding."""
+
+    spec: _Spec
+    layers: tuple[int, ...]
+    rows: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """How vLLM would lay a model's cache out, whatever the context."""
+
+    groups: tuple[_Group, ...]
+    page: int
+    tokens: int
+    reserved: int
+    chunk: int
+    notes: tuple[str, ...]
+
+    def bytes_at(self, context: int) -> tuple[int, int]:
+        """Bytes of one sequence of `context` tokens, and bytes reserved once."""
+        used = sum(self.page * group.rows * self.pages(group, context) for group in self.groups)
+        return used, self.reserved
+
+    def pages(self, group: _Group, context: int) -> int:
+        """Blocks that one sequence holds in a group."""
+        spec, tokens = group.spec, group.tokens
+        if spec.state_bytes:
+            return 1
+        if spec.limit is None:
+            return -(-context // tokens)
+        held = min(spec.limit - 1 + self.chunk, context)
+        return min(-(-held // tokens) + 1, max(1, -(-context // tokens)))
+
+
+def allocate(model: Model, kv_dtype: str, chunk: int, tensor_parallel: int) -> Allocation:
+    """Specs of all layers, grouped; arguments as in `kv_cost`."""
     specs: dict[_Spec, list[int]] = defaultdict(list)
     flat = any(layer.kind == "chunked" for layer in model.layers)
     for layer in model.layers if model.causal else ():
         for spec in _specs(layer, model, kv_dtype, tensor_parallel, flat):
             specs[spec].append(layer.index)
     if not specs:
-        return KvCost("vllm", kv_dtype, context, batch, 0, 0, 0, (), ())
+        return Allocation((), 0, 0, 0, chunk, ())
     attention = [spec for spec in specs if not spec.state_bytes]
     states = [spec for spec in specs if spec.state_bytes]
     tokens, page = _page(attention, states)
@@ -55,44 +92,50 @@ def vllm_cost(model: Model, context: int, batch: int, kv_dtype: str, chunk: int,
         notes.append("chunked layers are kept whole: vLLM turns its hybrid allocation off for them by default")
     if states and attention:
         notes.append(f"a recurrent state of {max(s.state_bytes for s in states):,} bytes takes a page of {page:,}")
-    size, groups = _groups(specs, model)
-    one, growing, lines = 0, Fraction(0), []
-    per_layer: dict[int, list[Fraction | int]] = {i: [Fraction(0), 0] for spec in specs for i in specs[spec]}
-    for spec, count in groups:
-        block_tokens = _block_tokens(spec, tokens, page)
-        pages = _pages(spec, context, chunk, block_tokens)
-        used = pages * page * size * count
-        one += used
-        if spec.limit is None and not spec.state_bytes:
-            rate = Fraction(page, block_tokens) * size * count
-            growing += rate
-        else:
-            rate = Fraction(0)
-        layers = specs[spec]
-        for index in layers:
-            per_layer[index][0] += rate / len(layers)
-            full = _pages(spec, spec.limit + chunk if spec.limit else context, chunk, block_tokens)
-            per_layer[index][1] += 0 if rate else full * page * size * count // len(layers)
-        padded = size * count - len(layers)
-        note = f"{pages} pages in each of {size * count} layers" + (f", {padded} of them padding" if padded else "")
-        lines.append(Item(_name(spec), used, plain(rate), note))
-    reserved = page * size
-    kinds = {layer.index: layer.kind for layer in model.layers}
-    layers_out = tuple(
-        LayerCost(i, kinds[i], plain(Fraction(line[0])), int(line[1])) for i, line in sorted(per_layer.items())
+    size = _group_size([len(layers) for layers in specs.values()])
+    groups = tuple(
+        _Group(spec, tuple(layers), size * -(-len(layers) // size), _block_tokens(spec, tokens, page))
+        for spec, layers in specs.items()
     )
+    notes.append(f"one null block of {page * size:,} bytes is reserved")
+    return Allocation(groups, page, tokens, page * size, chunk, tuple(notes))
+
+
+def vllm_cost(model: Model, context: int, batch: int, kv_dtype: str, chunk: int, tensor_parallel: int) -> KvCost:
+    """The bill in vLLM's pages; arguments as in `kv_cost`."""
+    plan = allocate(model, kv_dtype, chunk, tensor_parallel)
+    one, reserved = plan.bytes_at(context)
+    growing, lines = Fraction(0), []
+    rates: dict[int, Fraction] = defaultdict(Fraction)
+    bounds: dict[int, int] = defaultdict(int)
+    for group in plan.groups:
+        spec, pages = group.spec, plan.pages(group, context)
+        grows = spec.limit is None and not spec.state_bytes
+        rate = Fraction(plan.page * group.rows, group.tokens) if grows else Fraction(0)
+        growing += rate
+        full = 0 if grows else plan.pages(group, (spec.limit or 0) + chunk) * plan.page * group.rows
+        for index in group.layers:
+            rates[index] += rate / len(group.layers)
+            bounds[index] += full // len(group.layers)
+        padded = group.rows - len(group.layers)
+        note = f"{pages} pages in each of {group.rows} layers" + (f", {padded} of them padding" if padded else "")
+        lines.append(Item(_name(spec), pages * plan.page * group.rows, plain(rate), note))
+    kinds = {layer.index: layer.kind for layer in model.layers}
+    layers = tuple(LayerCost(i, kinds[i], plain(rates[i]), bounds[i]) for i in sorted(rates))
+    bounded = max(0, one - int(growing * context))
+    total = batch * one + reserved
     return KvCost(
         "vllm",
         kv_dtype,
         context,
         batch,
         plain(growing),
-        max(0, one - int(growing * context)),
-        batch * one + reserved,
-        layers_out,
+        bounded,
+        total,
+        layers,
         tuple(lines),
         reserved,
-        (*notes, f"one null block of {reserved:,} bytes is reserved"),
+        plan.notes,
     )
 
 
@@ -146,22 +189,10 @@ def _block_tokens(spec: _Spec, tokens: int, page: int) -> int:
     return max(tokens, page // spec.token_bytes) if spec.token_bytes else tokens
 
 
-def _pages(spec: _Spec, context: int, chunk: int, tokens: int) -> int:
-    if spec.state_bytes:
-        return 1
-    if spec.limit is None:
-        return -(-context // tokens)
-    held = min(spec.limit - 1 + chunk, context)
-    return min(-(-held // tokens) + 1, max(1, -(-context // tokens)))
-
-
-def _groups(specs: dict[_Spec, list[int]], model: Model) -> tuple[int, list[tuple[_Spec, int]]]:
-    """Layers in a group, and how many groups each kind needs."""
-    counts = [len(layers) for layers in specs.values()]
-    size = min(counts)
-    if max(counts) < size * _PADDED_GROUP:
-        size = max(counts)
-    return size, [(spec, -(-len(layers) // size)) for spec, layers in specs.items()]
+def _group_size(counts: list[int]) -> int:
+    """Layers in a group: as many as the rarest kind has, or the most frequent one where that pads little."""
+    least, most = min(counts), max(counts)
+    return most if most < least * _PADDED_GROUP else least
 
 
 def _name(spec: _Spec) -> str:

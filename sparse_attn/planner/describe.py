@@ -62,7 +62,8 @@ def describe(config: Mapping[str, Any], *, assume: str | None = None) -> Model:
         raise ValueError(_unknown(family, text))
     fields = Fields({key: value for key, value in text.items() if not key.startswith("_")}, family or "unknown")
     stack = rule(fields)
-    rope = read_rope(fields, class_defaults().get(fields.family, {}).get("theta"))
+    known = class_defaults().get(fields.family, {"theta": 10000.0 if assume else None})
+    rope = read_rope(fields, known.get("theta"), known.get("local_theta"))
     advertised = read_context(fields)
     vocabulary = fields.whole("vocab_size")
     hidden = fields.required("hidden_size")
@@ -91,10 +92,20 @@ def describe(config: Mapping[str, Any], *, assume: str | None = None) -> Model:
         causal=stack.causal,
         inert=stack.inert,
         assumed=fields.assumed,
-        notes=(*notes, *stack.notes),
+        notes=(*notes, *stack.notes, *_beside(config, text)),
         state_dtype=_state_dtype(text),
         stored_bytes=_stored_bytes(config),
     )
+
+
+def _beside(config: Mapping[str, Any], text: Mapping[str, Any]) -> list[str]:
+    """What the config names beside the language model, which alone is counted; and tensors that do not add up."""
+    found = [
+        name.removesuffix("_config") for name in ("vision_config", "audio_config", "img_processor") if config.get(name)
+    ]
+    if not found:
+        return []
+    return [f"only the language model is counted: the config names a part for {' and '.join(found)} besides"]
 
 
 def _family(text: Mapping[str, Any], outer: str | None) -> str | None:

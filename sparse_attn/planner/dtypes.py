@@ -21,6 +21,7 @@ PACKED_BITS: dict[str, Fraction] = {
     "int4": Fraction(4) + Fraction(16 + 4, 128),  # GPTQ and AWQ: a 16-bit scale and a 4-bit zero per 128
     "nf4": Fraction(4) + Fraction(32, 64),  # bitsandbytes: a float32 maximum per 64, without double quantisation
     "mxfp4": Fraction(4) + Fraction(8, 32),  # OCP microscaling: an 8-bit exponent per 32
+    "nvfp4": Fraction(4) + Fraction(8, 16),  # NVIDIA: an 8-bit scale per 16
 }
 
 #: GGUF block types: (bytes, weights) of a block, from ggml's block_* structs (github.com/ggml-org/ggml, ggml-common.h).

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from .flops import Flops, Traffic, decode_bytes, decode_flops, prefill_flops
 from .gpus import Gpu
-from .kv_cost import KvCost, check_count, kv_cost
+from .kv_cost import KvCost, check_count, kv_cost, one_sequence
 from .records import Model
 from .tensor_parallel import allowed_splits, weights_per_gpu, why_not
 from .weights import weights_cost
@@ -156,7 +157,7 @@ def fit(
     asked = _Asked(model, gpu, gpus, batch, weights, kv, float(utilization), accounting, chunk)
     cost = asked.cache(context)
     room = asked.workspace()
-    held = asked.weights_bytes()
+    held = asked.weights_bytes
     required = held + cost.total_bytes + room.total_bytes
     notes = list(_notes(model, gpu, context, kv, weights))
     found = Fit(
@@ -184,8 +185,6 @@ def fit(
     )
     if found.fits:
         return found
-    from dataclasses import replace
-
     from .remedies import remedies
 
     return replace(found, remedies=remedies(asked, context))
@@ -209,39 +208,47 @@ class _Asked:
     def available(self) -> int:
         return int(self.gpu.memory_bytes * self.utilization)
 
-    def cache(self, context: int, batch: int | None = None) -> KvCost:
+    @cached_property
+    def kept(self) -> Callable[[int], tuple[int, int]]:
+        """Cache bytes of one sequence at a context, and bytes reserved once."""
+        return one_sequence(
+            self.model, kv_dtype=self.kv, accounting=self.accounting, chunk=self.chunk, tensor_parallel=self.gpus
+        )
+
+    @cached_property
+    def weights_bytes(self) -> int:
+        return weights_per_gpu(self.model, self.weights, self.gpus)
+
+    def cache(self, context: int) -> KvCost:
         return kv_cost(
             self.model,
             context,
-            batch=batch or self.batch,
+            batch=self.batch,
             kv_dtype=self.kv,
             accounting=self.accounting,
             chunk=self.chunk,
             tensor_parallel=self.gpus,
         )
 
+    def cache_bytes(self, context: int, batch: int) -> int:
+        one, reserved = self.kept(context)
+        return batch * one + reserved
+
     def workspace(self, batch: int | None = None) -> Workspace:
         return workspace(self.model, chunk=self.chunk, batch=batch or self.batch, tensor_parallel=self.gpus)
 
-    def weights_bytes(self) -> int:
-        return weights_per_gpu(self.model, self.weights, self.gpus)
-
     def required(self, context: int) -> int:
-        return self.weights_bytes() + self.cache(context).total_bytes + self.workspace().total_bytes
+        return self.weights_bytes + self.cache_bytes(context, self.batch) + self.workspace().total_bytes
 
     def max_context(self, overhead: int) -> int | None:
-        room = self.available - self.weights_bytes() - overhead
-        return _largest(lambda tokens: self.cache(tokens).total_bytes <= room, _LONGEST)
+        room = self.available - self.weights_bytes - overhead
+        return _largest(lambda tokens: self.cache_bytes(tokens, self.batch) <= room, _LONGEST)
 
     def max_batch(self, context: int) -> int | None:
-        room = self.available - self.weights_bytes()
-        one = self.cache(context, 1)
-        each = one.total_bytes - one.reserved_bytes
-
-        def enough(batch: int) -> bool:
-            return batch * each + one.reserved_bytes + self.workspace(batch).total_bytes <= room
-
-        return _largest(enough, 1 << 30)
+        room = self.available - self.weights_bytes
+        logits = self.workspace(1).logits_bytes
+        fixed = self.workspace(1).activations_bytes
+        return _largest(lambda batch: self.cache_bytes(context, batch) + fixed + batch * logits <= room, 1 << 30)
 
 
 def _largest(fits: Callable[[int], bool], limit: int) -> int | None:

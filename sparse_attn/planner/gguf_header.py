@@ -120,7 +120,7 @@ class _Reader:
         start = -(-self.at // alignment) * alignment
         for tensor, offset in table:
             if start + offset + tensor.bytes > self.size:
-                raise _Corrupt(f"tensor {tensor.name} ends at byte {start + offset + tensor.bytes}")
+                raise _Corrupt(f"tensor {tensor.name!r} ends at byte {start + offset + tensor.bytes}")
         return GgufHeader(metadata, tuple(tensor for tensor, _ in table))
 
     def scalar(self, kind: int) -> Any:
@@ -155,18 +155,18 @@ class _Reader:
     def array(self, key: str, into: dict[str, Any]) -> None:
         kind = self.scalar(4)
         if kind == _ARRAY:
-            raise _Corrupt(f"{key} is an array of arrays")
+            raise _Corrupt(f"{key!r} is an array of arrays")
         if kind == _TEXT:
             length = self.count("texts", 8)
             into[f"{key}#"] = length
             for _ in range(length):
                 self.at += 8 + struct.unpack_from("<Q", self.data, self.at)[0]
                 if self.at > self.size:
-                    raise _Corrupt(f"{key} ends beyond the file")
+                    raise _Corrupt(f"{key!r} ends beyond the file")
             return
         form = _SCALARS.get(kind)
         if form is None:
-            raise _Corrupt(f"{key} is an array of the unknown type {kind}")
+            raise _Corrupt(f"{key!r} is an array of the unknown type {kind}")
         width = struct.calcsize(form)
         length = self.count("items", width)
         into[f"{key}#"] = length
@@ -178,15 +178,15 @@ class _Reader:
         name = self.text()
         dims = self.scalar(4)
         if dims > 8:
-            raise _Corrupt(f"tensor {name} has {dims} dimensions, expected 8 at most")
+            raise _Corrupt(f"tensor {name!r} has {dims} dimensions, expected 8 at most")
         elements = 1
         for _ in range(dims):
             elements *= self.scalar(10)
         kind, offset = self.scalar(4), self.scalar(10)
         known = _TYPE_NAMES.get(kind)
         if known is None:
-            raise _Corrupt(f"tensor {name} has the unknown block type {kind}")
+            raise _Corrupt(f"tensor {name!r} has the unknown block type {kind}")
         size, weights = GGUF_BLOCKS[known]
         if elements % weights:
-            raise _Corrupt(f"tensor {name} has {elements} weights, no multiple of {known}'s block of {weights}")
+            raise _Corrupt(f"tensor {name!r} has {elements} weights, no multiple of {known}'s block of {weights}")
         return Tensor(name, elements, known, elements // weights * size), offset

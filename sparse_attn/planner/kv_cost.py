@@ -9,12 +9,13 @@ Three accountings:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
 from .dtypes import PLAIN_BITS, kv_bits, state_bits
-from .records import Layer, Memory, Model
+from .records import Memory, Model
 
 ACCOUNTINGS = ("exact", "transformers", "vllm")
 
@@ -114,6 +115,32 @@ def kv_cost(
     return add_up(model, context, batch, kv_dtype, needed, accounting, tensor_parallel)
 
 
+def one_sequence(
+    model: Model, *, kv_dtype: str, accounting: str, chunk: int, tensor_parallel: int
+) -> Callable[[int], tuple[int, int]]:
+    """`kv_cost`'s total as a function of the context: bytes of one sequence, and bytes reserved once.
+
+    For searches: what does not hang on the context is worked out once.
+    """
+    if accounting == "vllm":
+        from .cache_vllm import allocate
+
+        return allocate(model, kv_dtype, chunk, tensor_parallel).bytes_at
+    from .cache_transformers import stored
+
+    count = stored if accounting == "transformers" else needed
+    terms = Counter(memory for layer in model.layers if model.causal for memory in layer.memory)
+    rows = [
+        (memory, layers, bits_of(memory, model, kv_dtype), shard(memory, tensor_parallel))
+        for memory, layers in terms.items()
+    ]
+
+    def kept(context: int) -> tuple[int, int]:
+        return sum(n * bytes_of(count(memory, context) * bits, share) for memory, n, bits, share in rows), 0
+
+    return kept
+
+
 def needed(memory: Memory, tokens: int) -> int:
     """Numbers of one term that the next token needs after `tokens` tokens."""
     return memory.elements * memory.entries(tokens)
@@ -183,8 +210,3 @@ def check_count(name: str, value: int, least: int = 1, most: int = 1 << 50) -> N
     """A whole number from `least` to `most`, or one sentence."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise ValueError(f"{name} must be a whole number from {least} to {most:,}, got {value!r}")
-
-
-def attends(layers: Sequence[Layer]) -> list[Layer]:
-    """The layers with softmax attention."""
-    return [layer for layer in layers if layer.heads]

@@ -55,7 +55,7 @@ def read_quantization(config: Mapping[str, Any], text: Mapping[str, Any]) -> Qua
     if method in ("compressed-tensors", "quark"):
         weights = _compressed(given)
     if "fp4" in str(given.get("quant_algo", "")).lower() or "nvfp4" in method:
-        weights = "mxfp4"
+        weights = "nvfp4"
     spared = given.get("modules_to_not_convert") or given.get("ignore") or given.get("ignored_layers") or ()
     if not isinstance(spared, list | tuple):
         spared = ()
@@ -71,5 +71,5 @@ def _compressed(given: Mapping[str, Any]) -> str:
             if bits == 8:
                 return "fp8" if kind == "float" else "int8"
             if bits == 4:
-                return "mxfp4" if kind == "float" else "int4"
+                return "nvfp4" if kind == "float" else "int4"
     return "fp8" if "float" in str(given.get("format", "")) else "int8" if given.get("format") else ""

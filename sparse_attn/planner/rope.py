@@ -19,7 +19,7 @@ _NAMES = (
 )
 
 
-def read_rope(f: Fields, default_theta: float | None) -> Rope:
+def read_rope(f: Fields, default_theta: float | None, default_local: float | None = None) -> Rope:
     """`rope_parameters` (flat, or one entry per layer type), or `rope_scaling` and `rope_theta`."""
     if default_theta is None and not f.given("rope_theta", "rope_parameters", "rope_scaling"):
         return Rope("none", source="no RoPE field")
@@ -50,7 +50,7 @@ def read_rope(f: Fields, default_theta: float | None) -> Rope:
     return Rope(
         kind="longrope" if kind == "su" else kind,
         theta=theta or default_theta,
-        local_theta=local if local is not None else f.number("rope_local_base_freq"),
+        local_theta=local if local is not None else f.number("rope_local_base_freq", default=default_local),
         factor=factor,
         original_context=None if original is None else int(original),
         partial=1.0 if partial is None else partial,

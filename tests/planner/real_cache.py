@@ -22,6 +22,9 @@ KIND_OF = {
     "heavily_compressed_attention": {"hybrid"},
 }
 
+#: Language models that transformers builds inside a model for images only, without a head of their own.
+HEADLESS = ("mistral4", "qwen3_vl_text", "qwen3_vl_moe_text")
+
 
 def config_of(config: dict, model_type: str | None = None):
     """The installed library's config object; keys of our own (with "_" in front) left out."""
@@ -36,17 +39,18 @@ def layer_types(config) -> list[str]:
 
 def build(config, device: str = "meta"):
     """A causal model, or the encoder or its masked head where there is none."""
-    names = " ".join(config.architectures or [])
-    kinds = (AutoModelForCausalLM, AutoModelForMaskedLM) if "Masked" in names or not names else (AutoModelForCausalLM,)
-    if config.model_type in ("longformer", "big_bird"):
-        kinds = (AutoModelForMaskedLM,) if "Masked" in names else (AutoModel,)
+    masked = "Masked" in " ".join(config.architectures or [])
+    kind = AutoModelForCausalLM
+    if config.model_type in ("longformer", "big_bird", *HEADLESS):
+        kind = AutoModelForMaskedLM if masked else AutoModel
     with torch.device(device):
-        return kinds[0].from_config(config)
+        return kind.from_config(config)
 
 
 def parameters(config) -> int:
-    """Of the model on the meta device; tied ones once."""
-    return sum(one.numel() for one in build(config).parameters())
+    """Of the model on the meta device; tied ones once. Language models of the HEADLESS get their head added."""
+    head = config.vocab_size * config.hidden_size if config.model_type in HEADLESS else 0
+    return sum(one.numel() for one in build(config).parameters()) + head
 
 
 def cache_bytes(model, tokens: int, vocabulary: int) -> int:

@@ -8,7 +8,7 @@ from sparse_attn.planner import describe, kv_cost
 from . import real_cache
 from .small_configs import SMALL
 
-ENCODERS = ("longformer", "big-bird")
+ENCODERS = ("longformer", "longformer-masked", "big-bird", "big-bird-masked")
 CAUSAL = [name for name in SMALL if name not in ENCODERS]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..fields import Fields
-from . import deepseek, deepseek_v4, encoders, gemma, hybrid_qwen, llama, moe, qwen, state_space
+from . import deepseek, deepseek_v4, encoders, gemma, hybrid_qwen, llama, moe, others, qwen, state_space
 from .stack import Stack
 
 Rule = Callable[[Fields], Stack]
@@ -66,6 +66,21 @@ RULES: dict[str, Rule] = {
     "recurrent_gemma": state_space.recurrent_gemma,
     "rwkv": state_space.rwkv,
     "lfm2": state_space.lfm2,
+    "arcee": others.arcee,
+    "dots1": others.dots1,
+    "ernie4_5": others.ernie,
+    "ernie4_5_moe": others.ernie_moe,
+    "exaone4": others.exaone4,
+    "granite": llama.llama,
+    "granitemoe": others.granite_moe,
+    "granitemoeshared": others.granite_moe,
+    "hunyuan_v1_dense": others.hunyuan_dense,
+    "mistral4": deepseek.deepseek_v3,
+    "nemotron": others.nemotron,
+    "qwen3_vl_text": others.qwen3_vl,
+    "qwen3_vl_moe_text": others.qwen3_vl_moe,
+    "seed_oss": others.seed_oss,
+    "starcoder2": others.starcoder2,
     "longformer": encoders.longformer,
     "big_bird": encoders.big_bird,
 }
@@ -84,6 +99,12 @@ SAME_AS: dict[str, str] = {
     "qwen2_5_vl_text": "qwen2",
     "qwen2_vl": "qwen2",
     "qwen2_vl_text": "qwen2",
+    "glm4v_text": "glm4",
+    "glm4v_moe_text": "glm4_moe",
+    "phi4_multimodal": "phi3",
+    "phi4mm": "phi3",
+    "qwen3_vl": "qwen3_vl_text",
+    "qwen3_vl_moe": "qwen3_vl_moe_text",
     "qwen3_5": "qwen3_5_text",
     "qwen3_5_moe": "qwen3_5_moe_text",
 }

@@ -80,7 +80,10 @@ def _mlp(f: Fields) -> tuple[Weights, ...]:
 
 
 def _encoder(f: Fields, layers: tuple) -> Stack:  # type: ignore[type-arg]
-    """Positions, token types and their norm below; above a pooler, or the head that `architectures` names."""
+    """Positions, token types and their norm below; above a pooler, and the head that `architectures` names.
+
+    Longformer's masked model leaves the pooler out, BigBird's keeps it.
+    """
     hidden, vocabulary = hidden_size(f), f.whole("vocab_size")
     table = (f.whole("max_position_embeddings") + f.whole("type_vocab_size", least=0)) * hidden
     extra: tuple[Weights, ...] = (
@@ -91,7 +94,7 @@ def _encoder(f: Fields, layers: tuple) -> Stack:  # type: ignore[type-arg]
     masked = any(name in names for name in ("MaskedLM", "CausalLM", "PreTraining"))
     if masked:
         extra += (whole("head", hidden * hidden, linear=False), *small("head", hidden + 2 * hidden + vocabulary))
-    if not masked or "PreTraining" in names:
+    if not masked or f.family == "big_bird":
         extra += (whole("head", hidden * hidden, linear=False), *small("head", hidden))
     if "PreTraining" in names:
         extra += (whole("head", 2 * hidden, linear=False), *small("head", 2))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from ..fields import Fields
 from ..records import Inert, Layer, Weights
 
+_MOST_LAYERS = 4096
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -50,8 +52,11 @@ class Heads:
 
 
 def layer_count(f: Fields) -> int:
-    """`num_hidden_layers`, which must be given."""
-    return f.required("num_hidden_layers")
+    """`num_hidden_layers`, which must be given; at most 4,096, so that a slip of the hand does not fill the memory."""
+    count = f.required("num_hidden_layers")
+    if count > _MOST_LAYERS:
+        raise f.fail(f"num_hidden_layers must be at most {_MOST_LAYERS:,}, got {count:,}")
+    return count
 
 
 def hidden_size(f: Fields) -> int:
