@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 
 from .finding import Finding, Reviewed
 from .kv_cost import kv_cost
 from .sight import hops
 
+_RANKS = ("zeroth", "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 _RETRIEVAL = (
     "Wu et al. 2024, arXiv:2404.15574 (retrieval from afar is done by few heads that attend across the whole context)"
 )
-_STACKED = "reach: Jiang et al. 2023, arXiv:2310.06825, section 2; what arrives of it: G. Xiao 2025, guangxuanx.com/blog/stacking-swa.html"
+_STACKED = (
+    "reach: Jiang et al. 2023, arXiv:2310.06825, section 2; "
+    "what arrives of it: G. Xiao 2025, guangxuanx.com/blog/stacking-swa.html"
+)
 _HYBRID = "Yang et al. 2025, arXiv:2501.18795 (windows interleaved with full layers); Gemma 3 report, arXiv:2503.19786"
 _STATE = (
     "Jelassi et al. 2024, arXiv:2402.01032; Arora et al. 2024, arXiv:2402.18668 (recall is bounded by the state's size)"
@@ -226,7 +231,7 @@ def _state_bytes(r: Reviewed) -> int:
 
 def _interval(indexes: tuple[int, ...]) -> int | None:
     """The step between the indexes if it is always the same."""
-    steps = {after - before for before, after in zip(indexes, indexes[1:], strict=False)}
+    steps = {after - before for before, after in pairwise(indexes)}
     return steps.pop() if len(steps) == 1 else None
 
 
@@ -244,18 +249,8 @@ def _every(count: int) -> str:
 
 
 def _ordinal(number: int) -> str:
-    words = {
-        2: "second",
-        3: "third",
-        4: "fourth",
-        5: "fifth",
-        6: "sixth",
-        7: "seventh",
-        8: "eighth",
-        9: "ninth",
-        10: "tenth",
-    }
-    return words.get(
-        number,
-        f"{number}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10 if number % 100 not in (11, 12, 13) else 0, 'th') }",
-    )
+    """A number as a rank: "fourth", "12th"."""
+    if number < len(_RANKS):
+        return _RANKS[number]
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th") if number % 100 // 10 != 1 else "th"
+    return f"{number}{ending}"
