@@ -100,10 +100,10 @@ def comparison(plans: Sequence[tuple[str, Fit]]) -> Table:
         speed = plan.bounds.decode_tokens_per_second
         table.add_row(
             Text(f"{name}\nat {plan.context:,}" if differ else name),
-            gb(plan.weights_bytes),
-            kib(plan.kv.growing_bytes_per_token),
-            gb(plan.kv.total_bytes),
-            gb(plan.required_bytes),
+            f"{plan.weights_bytes / 1e9:,.1f}",
+            f"{plan.kv.growing_bytes_per_token / 1024:,.4g}",
+            f"{plan.kv.total_bytes / 1e9:,.1f}",
+            f"{plan.required_bytes / 1e9:,.1f}",
             Text("yes", style="green") if plan.fits else Text("no", style="red"),
             tokens(plan.max_context, "any"),
             "any" if plan.max_batch is None else f"{plan.max_batch:,}",
