@@ -9,7 +9,7 @@ def gb(count: float) -> str:
     >>> gb(86_830_000_000), gb(123_456_789), gb(0)
     ('86.8 GB', '123 MB', '0')
     """
-    if count >= 10**9:
+    if count >= 999.5 * 10**6:
         return f"{count / 10**9:,.1f} GB"
     return f"{count / 10**6:,.0f} MB" if count >= 10**6 else kib(count)
 
@@ -34,7 +34,7 @@ def parameters(count: int) -> str:
     >>> parameters(30_532_122_624), parameters(134_515_008)
     ('30.5 B', '135 M')
     """
-    if count >= 10**9:
+    if count >= 999.5 * 10**6:
         return f"{count / 10**9:,.1f} B"
     return f"{count / 10**6:,.0f} M" if count >= 10**6 else f"{count:,}"
 
