@@ -6,7 +6,7 @@ them against a GPU.
 
 from .describe import describe
 from .fit import Bounds, Fit, Remedy, fit
-from .flops import Flops, Traffic, attention_flops, decode_bytes, decode_flops, prefill_flops
+from .flops import Flops, Traffic, attention_flops, decode_bytes, decode_flops, prefill_bytes, prefill_flops
 from .gpus import Gpu, find_gpu, gpus
 from .kv_cost import ACCOUNTINGS, Item, KvCost, LayerCost, kv_cost
 from .patterned import with_pattern
@@ -48,6 +48,7 @@ __all__ = [
     "fit",
     "gpus",
     "kv_cost",
+    "prefill_bytes",
     "prefill_flops",
     "read_config",
     "weights_bytes",

@@ -13,6 +13,7 @@ from sparse_attn.planner import (
     find_gpu,
     fit,
     kv_cost,
+    prefill_bytes,
     prefill_flops,
     weights_bytes,
 )
@@ -174,6 +175,12 @@ class TestFlops:
         length = 9000
         one_by_one = sum(decode_flops(found, position).attention for position in range(length))
         assert prefill_flops(found, length).attention == one_by_one
+
+    def test_prefill_reads_weights_and_cache_once_a_step(self):
+        llama = model("Llama-3.1-8B")
+        found = prefill_bytes(llama, 5000, chunk=2048)
+        assert found.kv == 131072 * (2048 + 4096 + 5000)
+        assert found.weights == 3 * 2 * (llama.parameters.total - 128256 * 4096)
 
     def test_decode_reads_what_is_kept(self):
         llama = model("Llama-3.1-8B")
