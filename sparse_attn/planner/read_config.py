@@ -83,11 +83,9 @@ def _read_folder(folder: Path) -> dict[str, Any]:
         if len(packed) == 1:
             return _read_file(packed[0])
         raise ValueError(f"{folder} is a folder without config.json")
-    from .stored_weights import stored_bytes
+    from .stored_weights import stored_weights
 
-    config = _read_json(path)
-    size = stored_bytes(folder)
-    return config if size is None else {**config, "_stored_bytes": size}
+    return _read_json(path) | stored_weights(folder)
 
 
 def _read_cached(name: str) -> dict[str, Any]:

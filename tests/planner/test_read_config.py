@@ -40,6 +40,18 @@ def test_an_index_tells_the_stored_size(folder):
     assert weights_cost(describe(config), "bf16").total_bytes == 2 * describe(config).parameters.total
 
 
+def test_parameters_that_do_not_add_up_are_told(folder):
+    index = folder / "model.safetensors.index.json"
+    total = describe(LLAMA).parameters.total
+    index.write_text(json.dumps({"metadata": {"total_size": 12345, "total_parameters": total}}))
+    assert describe(read_config(folder)).notes == ()
+    index.write_text(json.dumps({"metadata": {"total_size": 12345, "total_parameters": 2 * total}}))
+    assert f"hold {2 * total:,} parameters" in describe(read_config(folder)).notes[0]
+    index.write_text('{"metadata": {"total_size": -1}}')
+    with pytest.raises(ValueError, match="bytes must be a positive number, got -1"):
+        read_config(folder)
+
+
 def test_headers_of_a_real_safetensors_file(folder):
     import torch
     from safetensors.torch import save_file
