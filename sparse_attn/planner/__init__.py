@@ -8,7 +8,7 @@ from .describe import describe
 from .finding import SEVERITIES, Finding
 from .findings import findings
 from .fit import Bounds, Fit, Remedy, fit
-from .flops import Flops, Traffic, attention_flops, decode_bytes, decode_flops, prefill_flops
+from .flops import Flops, Traffic, attention_flops, decode_bytes, decode_flops, prefill_bytes, prefill_flops
 from .gpus import Gpu, find_gpu, gpus
 from .kv_cost import ACCOUNTINGS, Item, KvCost, LayerCost, kv_cost
 from .patterned import with_pattern
@@ -56,6 +56,7 @@ __all__ = [
     "fit",
     "gpus",
     "kv_cost",
+    "prefill_bytes",
     "prefill_flops",
     "read_config",
     "sight",

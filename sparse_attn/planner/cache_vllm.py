@@ -46,6 +46,7 @@ class _Group:
     layers: tuple[int, ...]
     rows: int
     tokens: int
+    page: int
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,13 @@ class Allocation:
     """How vLLM would lay a model's cache out, whatever the context."""
 
     groups: tuple[_Group, ...]
-    page: int
-    tokens: int
     reserved: int
     chunk: int
     notes: tuple[str, ...]
 
     def bytes_at(self, context: int) -> tuple[int, int]:
         """Bytes of one sequence of `context` tokens, and bytes reserved once."""
-        used = sum(self.page * group.rows * self.pages(group, context) for group in self.groups)
+        used = sum(group.page * group.rows * self.pages(group, context) for group in self.groups)
         return used, self.reserved
 
     def pages(self, group: _Group, context: int) -> int:
@@ -83,7 +82,7 @@ def allocate(model: Model, kv_dtype: str, chunk: int, tensor_parallel: int) -> A
         for spec in _specs(layer, model, kv_dtype, tensor_parallel, flat):
             specs[spec].append(layer.index)
     if not specs:
-        return Allocation((), 0, 0, 0, chunk, ())
+        return Allocation((), 0, chunk, ())
     attention = [spec for spec in specs if not spec.state_bytes]
     states = [spec for spec in specs if spec.state_bytes]
     tokens, page = _page(attention, states)
@@ -92,13 +91,22 @@ def allocate(model: Model, kv_dtype: str, chunk: int, tensor_parallel: int) -> A
         notes.append("chunked layers are kept whole: vLLM turns its hybrid allocation off for them by default")
     if states and attention:
         notes.append(f"a recurrent state of {max(s.state_bytes for s in states):,} bytes takes a page of {page:,}")
-    size = _group_size([len(layers) for layers in specs.values()])
-    groups = tuple(
-        _Group(spec, tuple(layers), size * -(-len(layers) // size), _block_tokens(spec, tokens, page))
-        for spec, layers in specs.items()
-    )
-    notes.append(f"one null block of {page * size:,} bytes is reserved")
-    return Allocation(groups, page, tokens, page * size, chunk, tuple(notes))
+    if all(spec.limit is None and not spec.state_bytes for spec in specs):
+        # One table of blocks serves all layers, each with pages of its own size.
+        groups = tuple(
+            _Group(spec, tuple(layers), len(layers), PAGE_TOKENS, PAGE_TOKENS * spec.token_bytes)
+            for spec, layers in specs.items()
+        )
+        reserved = sum(group.page * group.rows for group in groups)
+    else:
+        size = _group_size([len(layers) for layers in specs.values()])
+        groups = tuple(
+            _Group(spec, tuple(layers), size * -(-len(layers) // size), _block_tokens(spec, tokens, page), page)
+            for spec, layers in specs.items()
+        )
+        reserved = page * size
+    notes.append(f"one null block of {reserved:,} bytes is reserved")
+    return Allocation(groups, reserved, chunk, tuple(notes))
 
 
 def vllm_cost(model: Model, context: int, batch: int, kv_dtype: str, chunk: int, tensor_parallel: int) -> KvCost:
@@ -111,15 +119,15 @@ def vllm_cost(model: Model, context: int, batch: int, kv_dtype: str, chunk: int,
     for group in plan.groups:
         spec, pages = group.spec, plan.pages(group, context)
         grows = spec.limit is None and not spec.state_bytes
-        rate = Fraction(plan.page * group.rows, group.tokens) if grows else Fraction(0)
+        rate = Fraction(group.page * group.rows, group.tokens) if grows else Fraction(0)
         growing += rate
-        full = 0 if grows else plan.pages(group, (spec.limit or 0) + chunk) * plan.page * group.rows
+        full = 0 if grows else plan.pages(group, (spec.limit or 0) + chunk) * group.page * group.rows
         for index in group.layers:
             rates[index] += rate / len(group.layers)
             bounds[index] += full // len(group.layers)
         padded = group.rows - len(group.layers)
         note = f"{pages} pages in each of {group.rows} layers" + (f", {padded} of them padding" if padded else "")
-        lines.append(Item(_name(spec), pages * plan.page * group.rows, plain(rate), note))
+        lines.append(Item(_name(spec), pages * group.page * group.rows, plain(rate), note))
     kinds = {layer.index: layer.kind for layer in model.layers}
     layers = tuple(LayerCost(i, kinds[i], plain(rates[i]), bounds[i]) for i in sorted(rates))
     bounded = max(0, one - int(growing * context))

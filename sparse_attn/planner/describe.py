@@ -76,7 +76,7 @@ def describe(config: Mapping[str, Any], *, assume: str | None = None) -> Model:
             outside.append(Weights("head", table, table, linear=False))
     if stack.final_norm:
         outside.append(Weights("norms", stack.final_norm * hidden, stack.final_norm * hidden, False, False))
-    return Model(
+    model = Model(
         model_type=str(outer_type or family or "unknown"),
         family=fields.family,
         layers=tuple(_with_theta(layer, rope) for layer in stack.layers),
@@ -94,8 +94,13 @@ def describe(config: Mapping[str, Any], *, assume: str | None = None) -> Model:
         assumed=fields.assumed,
         notes=(*notes, *stack.notes, *_beside(config, text)),
         state_dtype=_state_dtype(text),
-        stored_bytes=_stored_bytes(config),
+        stored_bytes=_stored(config, "_stored_bytes"),
     )
+    counted, stored = model.parameters.total, _stored(config, "_stored_parameters")
+    if stored is not None and abs(stored - counted) > counted / 1000:
+        told = f"the weight files hold {stored:,} parameters, the config amounts to {counted:,}"
+        return replace(model, notes=(*model.notes, told))
+    return model
 
 
 def _beside(config: Mapping[str, Any], text: Mapping[str, Any]) -> list[str]:
@@ -149,8 +154,8 @@ def _state_dtype(text: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _stored_bytes(config: Mapping[str, Any]) -> int | None:
-    value = config.get("_stored_bytes")
+def _stored(config: Mapping[str, Any], name: str) -> int | None:
+    value = config.get(name)
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 

@@ -129,7 +129,12 @@ class Fields:
         hidden = self.config.get("hidden_size")
         odd = hidden is not None and self.defaults.get("hidden_size") not in (None, hidden)
         return tuple(
-            Assumed(one.field, one.value, one.source, odd and any(word in one.field for word in _SHAPES))
+            Assumed(
+                one.field,
+                one.value,
+                one.source,
+                odd and one.field != "vocab_size" and any(word in one.field for word in _SHAPES),
+            )
             for one in self._assumed.values()
         )
 

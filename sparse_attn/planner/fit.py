@@ -25,7 +25,7 @@ class Bounds:
         decode_seconds: A decode step of the batch: bytes read over bandwidth, or FLOPs over rate, whichever is longer.
         decode_tokens_per_second: For one sequence, and for the batch together.
         prefill_seconds: Reading one prompt of `context` tokens: FLOPs over the dense rate.
-        traffic, decode, prefill: What was divided.
+        traffic, decode, prefill: What was divided: bytes that one GPU reads, FLOPs of one sequence.
         rate: Dense FLOP a second of all GPUs that the bound took, with `rate_name`.
     """
 
@@ -159,7 +159,6 @@ def fit(
     room = asked.workspace()
     held = asked.weights_bytes
     required = held + cost.total_bytes + room.total_bytes
-    notes = list(_notes(model, gpu, context, kv, weights))
     found = Fit(
         model_type=model.model_type,
         gpu=gpu,
@@ -181,8 +180,9 @@ def fit(
         max_batch=asked.max_batch(context),
         remedies=(),
         bounds=_bounds(model, gpu, gpus, context, batch, kv, weights),
-        notes=tuple(notes),
+        notes=(),
     )
+    found = replace(found, notes=tuple(_notes(found, model, weights)))
     if found.fits:
         return found
     from .remedies import remedies
@@ -269,20 +269,28 @@ def _largest(fits: Callable[[int], bool], limit: int) -> int | None:
 def _bounds(model: Model, gpu: Gpu, gpus: int, context: int, batch: int, kv: str, weights: str | None) -> Bounds:
     prefill = prefill_flops(model, context)
     decode = decode_flops(model, context)
-    traffic = decode_bytes(model, context, batch=batch, kv_dtype=kv, weights=weights)
+    traffic = decode_bytes(model, context, batch=batch, kv_dtype=kv, weights=weights, tensor_parallel=gpus)
     fp8 = weights_cost(model, weights).dtype == "fp8" and gpu.fp8 is not None
     one, name = (gpu.fp8, "fp8") if fp8 and gpu.fp8 else (gpu.bf16, "bf16" if gpu.has_bf16 else "fp16")
     rate = one * gpus
-    seconds = max(traffic.total / (gpu.bandwidth * gpus), batch * decode.total / rate)
+    seconds = max(traffic.total / gpu.bandwidth, batch * decode.total / rate)
     return Bounds(seconds, 1 / seconds, batch / seconds, prefill.total / rate, traffic, decode, prefill, rate, name)
 
 
-def _notes(model: Model, gpu: Gpu, context: int, kv: str, weights: str | None) -> list[str]:
-    notes = []
+def _notes(found: Fit, model: Model, weights: str | None) -> list[str]:
+    gpu, gib, gb = found.gpu, 1024**3, 10**9
+    notes = [
+        f"of the card's {gpu.memory_bytes / gb:.1f} GB ({gpu.memory_bytes / gib:.1f} GiB), {found.available_bytes / gb:.1f} GB "
+        f"may be used (utilization {found.utilization:g}); a prefill step of {found.workspace.chunk:,} tokens takes "
+        f"{found.workspace.total_bytes / gb:.2f} GB of it"
+    ]
+    before = found.max_context_before_overhead
+    if before is not None and before != found.max_context:
+        notes.append(f"without that workspace {before:,} tokens would fit, with it {found.max_context or 0:,}")
     if not model.causal:
         notes.append("an encoder keeps no cache between calls: only weights and workspace count")
-    if model.advertised_context is not None and context > model.advertised_context:
-        notes.append(f"{context:,} tokens are beyond the advertised {model.advertised_context:,}")
+    if model.advertised_context is not None and found.context > model.advertised_context:
+        notes.append(f"{found.context:,} tokens are beyond the advertised {model.advertised_context:,}")
     if not gpu.has_bf16:
         notes.append(f"{gpu.name} has no bfloat16 units: the rate is float16's")
     if not weights_cost(model, weights).exact:

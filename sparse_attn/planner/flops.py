@@ -6,9 +6,10 @@ Softmax, norms and activations are not counted. Source of the convention: Kaplan
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
-from .kv_cost import bits_of, check_count
+from .kv_cost import bits_of, bytes_of, check_count, shard
 from .records import Memory, Model, Scores
 from .weights import active_bytes
 
@@ -66,21 +67,56 @@ class Traffic:
 
 
 def decode_bytes(
-    model: Model, context: int, *, batch: int = 1, kv_dtype: str = "bf16", weights: str | None = None
+    model: Model,
+    context: int,
+    *,
+    batch: int = 1,
+    kv_dtype: str = "bf16",
+    weights: str | None = None,
+    tensor_parallel: int = 1,
 ) -> Traffic:
-    """Bytes read for one new token of each of `batch` sequences of `context` tokens.
+    """Bytes that one of `tensor_parallel` GPUs reads for one new token of each of `batch` sequences of `context` tokens.
 
     An index reads all its own keys and then only the entries that it chose; a state is read whole (and written back,
     which is not counted). Experts: the expected number of distinct ones.
     """
     check_count("context", context, least=0)
     check_count("batch", batch)
-    bits = sum(
-        _read(memory, context) * bits_of(memory, model, kv_dtype)
-        for layer in model.layers
-        for memory in layer_memory(model, layer.index)
+    read = sum(count * _read_bytes(term, model, kv_dtype, context, tensor_parallel) for term, count in _terms(model))
+    return Traffic(active_bytes(model, weights, batch) // tensor_parallel, batch * read)
+
+
+def prefill_bytes(
+    model: Model, context: int, *, chunk: int = 2048, kv_dtype: str = "bf16", weights: str | None = None
+) -> Traffic:
+    """Bytes read for a prompt of `context` tokens in steps of `chunk`: weights and what is kept so far, once a step.
+
+    The ideal of flash attention: a step reads each kept entry once, whatever the number of its queries. Activations are
+    not counted.
+    """
+    check_count("context", context)
+    check_count("chunk", chunk)
+    steps = -(-context // chunk)
+    ends = [min(step * chunk, context) for step in range(1, steps + 1)]
+    read = sum(
+        count * sum(_read_bytes(term, model, kv_dtype, end, 1, once=False) for end in ends)
+        for term, count in _terms(model)
     )
-    return Traffic(active_bytes(model, weights, batch), batch * (bits // 8))
+    return Traffic(steps * active_bytes(model, weights, min(chunk, context)), read)
+
+
+def _terms(model: Model) -> list[tuple[Memory, int]]:
+    """What the layers read, and how many of them read such a term."""
+    found = Counter(memory for layer in model.layers for memory in layer_memory(model, layer.index))
+    return list(found.items())
+
+
+def _read_bytes(memory: Memory, model: Model, kv_dtype: str, context: int, share: int, *, once: bool = True) -> int:
+    """One term's bytes; `once` false: many queries choose, so that an index reaches all entries."""
+    entries = memory.entries(context)
+    if once and memory.read is not None:
+        entries = min(entries, memory.read)
+    return bytes_of(memory.elements * entries * bits_of(memory, model, kv_dtype), shard(memory, share))
 
 
 def layer_memory(model: Model, index: int) -> tuple[Memory, ...]:
@@ -133,11 +169,6 @@ def _both_ways(score: Scores, n: int) -> int:
     reach = min(score.size, n)  # a window of `size` keys around the query, clipped at both ends by half of it
     half = reach // 2
     return n * reach - half * (half + 1)
-
-
-def _read(memory: Memory, context: int) -> int:
-    entries = memory.entries(context)
-    return memory.elements * (entries if memory.read is None else min(entries, memory.read))
 
 
 def _multiplied(model: Model) -> tuple[int, int]:

@@ -158,36 +158,57 @@ def _by_family(config: dict[str, Any], get: dict[str, Any], name: str) -> None:
 
 
 def _state_space(config: dict[str, Any], get: dict[str, Any], kind: str) -> None:
+    """Recurrent layers: their widths under "ssm.", and which layers they are by a list of KV heads with zeros."""
     inner, state, kernel = (get.get(f"ssm.{key}") for key in ("inner_size", "state_size", "conv_kernel"))
     rank, groups = get.get("ssm.time_step_rank"), get.get("ssm.group_count")
     hidden = config.get("hidden_size")
     kept = config.pop("_kv_heads", None)
-    if kept is not None and kind in ("jamba", "granitemoehybrid", "lfm2", "nemotron_h"):
-        config["_attention_layers"] = [index for index, one in enumerate(kept) if one]
-    if inner is None or not isinstance(hidden, int) or hidden < 1:
+    if isinstance(kept, list):
+        _layer_kinds(config, get, kind, kept)
+    if not (isinstance(inner, int) and isinstance(hidden, int) and hidden > 0 and inner > 0):
         return
+    expand = inner // hidden
     if kind == "mamba":
         config |= {"state_size": state, "conv_kernel": kernel, "time_step_rank": rank, "intermediate_size": inner}
-    if kind in ("mamba2", "granitemoehybrid", "falcon_h1") and isinstance(rank, int) and rank:
-        heads = {"num_heads": rank, "head_dim": inner // rank} if kind == "mamba2" else {}
-        config |= {"state_size": state, "conv_kernel": kernel, "n_groups": groups, "expand": inner // hidden, **heads}
+    if kind == "jamba":
+        config |= {"mamba_d_state": state, "mamba_d_conv": kernel, "mamba_dt_rank": rank, "mamba_expand": expand}
+    if not isinstance(rank, int) or rank < 1:
+        return
+    if kind == "mamba2":
+        config |= {"num_heads": rank, "head_dim": inner // rank, "n_groups": groups, "expand": expand}
+        config |= {"state_size": state, "conv_kernel": kernel}
+    if kind in ("granitemoehybrid", "falcon_h1", "bamba"):
         config |= {"mamba_n_heads": rank, "mamba_d_head": inner // rank, "mamba_d_state": state}
-        config |= {
-            "mamba_d_conv": kernel,
-            "mamba_n_groups": groups,
-            "mamba_expand": inner // hidden,
-            "mamba_d_ssm": inner,
-        }
-    if kind == "granitemoehybrid" and kept is not None:
-        config["layer_types"] = ["attention" if one else "mamba" for one in kept]
-        config["shared_intermediate_size"] = get.get(
-            "expert_shared_feed_forward_length", get.get("feed_forward_length")
-        )
-    if kind == "lfm2" and kept is not None:
-        config["layer_types"] = ["full_attention" if one else "conv" for one in kept]
-    if kind in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text") and isinstance(rank, int) and rank:
+        config |= {"mamba_d_conv": kernel, "mamba_n_groups": groups, "mamba_expand": expand, "mamba_d_ssm": inner}
+    if kind == "nemotron_h":
+        config |= {"mamba_num_heads": rank, "mamba_head_dim": inner // rank, "ssm_state_size": state}
+        config |= {"conv_kernel": kernel, "n_groups": groups}
+    if kind in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"):
         config |= {"linear_num_value_heads": rank, "linear_num_key_heads": groups, "linear_key_head_dim": state}
         config |= {"linear_value_head_dim": inner // rank, "linear_conv_kernel_dim": kernel}
+
+
+def _layer_kinds(config: dict[str, Any], get: dict[str, Any], kind: str, kept: list[int]) -> None:
+    """KV heads of each layer, 0 where it has no attention."""
+    attention = [index for index, one in enumerate(kept) if one]
+    if kind == "granitemoehybrid":
+        config["layer_types"] = ["attention" if one else "mamba" for one in kept]
+        config["shared_intermediate_size"] = get.get(
+            "expert_shared_feed_forward_length", config.get("intermediate_size")
+        )
+    if kind == "lfm2":
+        config["layer_types"] = ["full_attention" if one else "conv" for one in kept]
+        config["block_auto_adjust_ff_dim"] = False  # the file holds the adjusted width
+    if kind == "jamba" and len(attention) > 1:
+        config |= {"attn_layer_offset": attention[0], "attn_layer_period": attention[1] - attention[0]}
+    widths = get.get("feed_forward_length")
+    if kind == "nemotron_h" and isinstance(widths, list) and len(widths) == len(kept):
+        other = "moe" if config.get("num_experts") else "mlp"
+        config["layers_block_type"] = [
+            "full_attention" if one else other if width else "linear_attention"
+            for one, width in zip(kept, widths, strict=True)
+        ]
+        config["moe_shared_expert_intermediate_size"] = get.get("expert_shared_feed_forward_length")
 
 
 def _weights(header: GgufHeader, get: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 from .records import Quantization
@@ -59,7 +60,22 @@ def read_quantization(config: Mapping[str, Any], text: Mapping[str, Any]) -> Qua
     spared = given.get("modules_to_not_convert") or given.get("ignore") or given.get("ignored_layers") or ()
     if not isinstance(spared, list | tuple):
         spared = ()
-    return Quantization(method, weights or "bf16", tuple(str(name) for name in spared))
+    return Quantization(method, weights or "bf16", tuple(str(name) for name in spared), _bits(given, weights))
+
+
+def _bits(given: Mapping[str, Any], weights: str) -> Fraction | None:
+    """A 16-bit scale per group, and a 4-bit zero where the method has one; bitsandbytes' second quantisation of scales."""
+    if weights == "nf4" and given.get("bnb_4bit_use_double_quant"):
+        return 4 + Fraction(8, 64) + Fraction(32, 64 * 256)
+    group, zero = given.get("group_size", given.get("q_group_size")), 4
+    groups = given.get("config_groups")
+    for one in groups.values() if isinstance(groups, Mapping) else ():
+        packed = one.get("weights") if isinstance(one, Mapping) else None
+        if isinstance(packed, Mapping):
+            group, zero = packed.get("group_size"), 0 if packed.get("symmetric", True) else 4
+    if weights != "int4" or isinstance(group, bool) or not isinstance(group, int) or group < 1:
+        return None
+    return 4 + Fraction(16 + zero, group)
 
 
 def _compressed(given: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 _MOST_BYTES = 16 * 1024**2  # the largest published config.json is under 1 MB
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def read_config(source: str | os.PathLike[str]) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def read_config(source: str | os.PathLike[str]) -> dict[str, Any]:
     text = str(source)
     if path.exists():
         raise ValueError(f"{text} is neither a file nor a folder")
-    if _HUB_ID.fullmatch(text) and path.suffix != ".json":
+    if _HUB_ID.fullmatch(text) and path.suffix not in (".json", ".gguf"):
         return _read_cached(text)
     raise ValueError(f"{text} not found: expected a config.json, a folder with one, a GGUF file or a model's id")
 
@@ -83,11 +83,9 @@ def _read_folder(folder: Path) -> dict[str, Any]:
         if len(packed) == 1:
             return _read_file(packed[0])
         raise ValueError(f"{folder} is a folder without config.json")
-    from .stored_weights import stored_bytes
+    from .stored_weights import stored_weights
 
-    config = _read_json(path)
-    size = stored_bytes(folder)
-    return config if size is None else {**config, "_stored_bytes": size}
+    return _read_json(path) | stored_weights(folder)
 
 
 def _read_cached(name: str) -> dict[str, Any]:

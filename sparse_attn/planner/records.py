@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Literal
 
 Kind = Literal["full", "sliding", "chunked", "latent", "indexed", "linear", "hybrid", "none"]
@@ -197,11 +198,15 @@ class Assumed:
 
 @dataclass(frozen=True)
 class Quantization:
-    """How the checkpoint is stored: the method, the weight dtype it amounts to, and the parts left alone."""
+    """How the checkpoint is stored: the method, the weight dtype it amounts to, and the modules left alone.
+
+    `bits`: bits of a packed weight with its scales, where the config's group size differs from the usual one; None.
+    """
 
     method: str
     weights: str
     spared: tuple[str, ...] = ()
+    bits: Fraction | None = None
 
 
 @dataclass(frozen=True)

@@ -10,28 +10,31 @@ from typing import Any
 _MOST_HEADER = 100 * 1024**2  # the format's own limit
 
 
-def stored_bytes(folder: Path) -> int | None:
-    """Bytes of all tensors: `metadata.total_size` of model.safetensors.index.json, else the headers'; None if neither.
+def stored_weights(folder: Path) -> dict[str, int]:
+    """`_stored_bytes` and, where it is told, `_stored_parameters`; {} if there are no safetensors.
+
+    From model.safetensors.index.json (`metadata.total_size`, `metadata.total_parameters`), else from the one file's header.
 
     Raises:
         ValueError: an index that is no JSON object, or a header that does not fit its file.
     """
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        if index.stat().st_size > _MOST_HEADER:
-            raise ValueError(f"{index} has {index.stat().st_size:,} bytes, expected at most {_MOST_HEADER:,}")
-        try:
-            found: Any = json.loads(index.read_text("utf-8"))
-            total = found.get("metadata", {}).get("total_size")
-        except (ValueError, AttributeError) as error:
-            raise ValueError(f"{index} is not a safetensors index: {error}") from None
-        if total is None:
-            return None
-        if isinstance(total, bool) or not isinstance(total, int | float) or not 0 < total < 1 << 60:
-            raise ValueError(f"{index}: metadata.total_size must be a positive number of bytes, got {total!r}")
-        return int(total)
-    single = folder / "model.safetensors"
-    return tensor_bytes(single) if single.is_file() else None
+    if not index.is_file():
+        single = folder / "model.safetensors"
+        return {"_stored_bytes": tensor_bytes(single)} if single.is_file() else {}
+    if index.stat().st_size > _MOST_HEADER:
+        raise ValueError(f"{index} has {index.stat().st_size:,} bytes, expected at most {_MOST_HEADER:,}")
+    try:
+        metadata: Any = json.loads(index.read_text("utf-8")).get("metadata") or {}
+        told = {"_stored_bytes": metadata.get("total_size"), "_stored_parameters": metadata.get("total_parameters")}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{index} is not a safetensors index: {error}") from None
+    for name, value in told.items():
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1 << 60
+        ):
+            raise ValueError(f"{index}: {name.removeprefix('_stored_')} must be a positive number, got {value!r}")
+    return {name: int(value) for name, value in told.items() if value is not None}
 
 
 def tensor_bytes(path: Path) -> int:

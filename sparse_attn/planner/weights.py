@@ -103,7 +103,9 @@ def _bits(part: Weights, chosen: str, model: Model, spared: tuple[str, ...]) -> 
     own = Fraction(PLAIN_BITS.get(model.dtype, 16))
     if chosen in PACKED_BITS:
         own = min(own, Fraction(16))  # what is not packed is served in 16 bits
-        return PACKED_BITS[chosen] if part.linear and part.part not in spared else own
+        stored = model.quantization
+        packed = stored.bits if stored and stored.bits and stored.weights == chosen else PACKED_BITS[chosen]
+        return packed if part.linear and part.part not in spared else own
     if part.part in ("norms", "router") or not (part.linear or part.part in ("embedding", "head")):
         return Fraction(32)
     if chosen in GGUF_MIXES:

@@ -13,6 +13,7 @@ from sparse_attn.planner import (
     find_gpu,
     fit,
     kv_cost,
+    prefill_bytes,
     prefill_flops,
     weights_bytes,
 )
@@ -156,6 +157,45 @@ def test_a_checkpoint_counts_as_it_is_stored():
     assert weights_bytes(model("DeepSeek-V3")) / GB == pytest.approx(675, rel=0.01)
 
 
+STORED = {
+    "gptq": ({"quant_method": "gptq", "bits": 4, "group_size": 64}, "int4", 4 + 20 / 64),
+    "gptq in 8 bits": ({"quant_method": "gptq", "bits": 8, "group_size": 64}, "int8", 8 + 16 / 4096),
+    "awq": ({"quant_method": "awq", "bits": 4, "group_size": 128}, "int4", 4 + 20 / 128),
+    "bitsandbytes": ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "nf4", 4.5),
+    "bitsandbytes, scales packed too": (
+        {
+            "quant_method": "bitsandbytes",
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+        },
+        "nf4",
+        4 + 8 / 64 + 32 / (64 * 256),
+    ),
+    "compressed-tensors": (
+        {
+            "quant_method": "compressed-tensors",
+            "config_groups": {
+                "group_0": {"weights": {"num_bits": 4, "type": "int", "group_size": 32, "symmetric": True}}
+            },
+        },
+        "int4",
+        4.5,
+    ),
+    "fp8": ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8", 8 + 32 / 128**2),
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_quantized_checkpoints(name):
+    given, dtype, bits = STORED[name]
+    found = model("Llama-3.1-8B", quantization_config=given)
+    assert found.quantization.weights == dtype
+    plain = 2 * (2 * 128256 * 4096 + 65 * 4096)
+    packed = found.parameters.total - plain // 2
+    assert weights_bytes(found) == pytest.approx(packed * bits / 8 + plain, abs=10)
+
+
 class TestFlops:
     def test_dense_attention(self):
         llama = model("Llama-3.1-8B")
@@ -174,6 +214,12 @@ class TestFlops:
         length = 9000
         one_by_one = sum(decode_flops(found, position).attention for position in range(length))
         assert prefill_flops(found, length).attention == one_by_one
+
+    def test_prefill_reads_weights_and_cache_once_a_step(self):
+        llama = model("Llama-3.1-8B")
+        found = prefill_bytes(llama, 5000, chunk=2048)
+        assert found.kv == 131072 * (2048 + 4096 + 5000)
+        assert found.weights == 3 * 2 * (llama.parameters.total - 128256 * 4096)
 
     def test_decode_reads_what_is_kept(self):
         llama = model("Llama-3.1-8B")

@@ -122,6 +122,10 @@ def test_bounds_are_bytes_over_bandwidth_and_flops_over_rate():
     assert found.bounds.prefill_seconds == pytest.approx(prefill_flops(LLAMA, 10_000).total / 312e12)
     quick = fit(LLAMA, find_gpu("h100"), context=10_000, weights="fp8").bounds
     assert (quick.rate_name, quick.rate) == ("fp8", pytest.approx(1978.9e12))
+    shared = fit(LLAMA, A100, gpus=4, context=10_000, batch=2).bounds
+    assert shared.decode_seconds == pytest.approx(read / 4 / 2.039e12)
+    latent = fit(model("DeepSeek-V3"), A100, gpus=8, context=10_000).bounds
+    assert latent.traffic.kv == 10_000 * 61 * 576 * 2  # every card reads the whole latent
     crowd = fit(LLAMA, A100, context=1, batch=100_000).bounds  # a large batch is bound by arithmetic
     assert crowd.decode_seconds == pytest.approx(100_000 * crowd.decode.total / 312e12)
 
@@ -172,6 +176,12 @@ class TestVllm:
         page = 16 * 131072  # 16 tokens in all 32 layers
         assert cost.total_bytes == 3 * 63 * page + page
         assert cost.reserved_bytes == page
+
+    def test_an_index_has_pages_of_its_own(self):
+        cost = kv_cost(model("DeepSeek-V3.2"), 1600, accounting="vllm")
+        per_token = 61 * (576 * 2 + 128 + 4)  # a latent in 16 bits, an index key in 8 with a float32 scale
+        assert cost.growing_bytes_per_token == per_token
+        assert cost.total_bytes == (1600 + 16) * per_token
 
     def test_a_window_holds_what_is_in_flight(self):
         gemma = model("Gemma-3-1B-it")  # 22 sliding layers in groups of 4, so 2 are padding; 4 full

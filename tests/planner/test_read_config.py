@@ -9,6 +9,8 @@ import pytest
 
 from sparse_attn.planner import describe, read_config, weights_cost
 
+from .small_configs import SMALL
+
 LLAMA = {
     "model_type": "llama",
     "hidden_size": 64,
@@ -36,6 +38,18 @@ def test_an_index_tells_the_stored_size(folder):
     found = weights_cost(describe(config))
     assert (found.total_bytes, found.source) == (12345, "the weight files")
     assert weights_cost(describe(config), "bf16").total_bytes == 2 * describe(config).parameters.total
+
+
+def test_parameters_that_do_not_add_up_are_told(folder):
+    index = folder / "model.safetensors.index.json"
+    total = describe(LLAMA).parameters.total
+    index.write_text(json.dumps({"metadata": {"total_size": 12345, "total_parameters": total}}))
+    assert describe(read_config(folder)).notes == ()
+    index.write_text(json.dumps({"metadata": {"total_size": 12345, "total_parameters": 2 * total}}))
+    assert f"hold {2 * total:,} parameters" in describe(read_config(folder)).notes[0]
+    index.write_text('{"metadata": {"total_size": -1}}')
+    with pytest.raises(ValueError, match="bytes must be a positive number, got -1"):
+        read_config(folder)
 
 
 def test_headers_of_a_real_safetensors_file(folder):
@@ -170,6 +184,126 @@ def test_a_gguf_file_is_its_config(written):
     assert weights_cost(model).total_bytes == weights_cost(model, "Q8_0").total_bytes == model.stored_bytes
     assert (model.advertised_context, model.vocab_size, model.rope.theta) == (512, 128, 5e5)
     assert [(layer.kind, layer.kv_heads, layer.head_dim) for layer in model.layers] == [("full", 2, 16)] * 2
+
+
+# architecture, the same model as a config, and what llama.cpp's converter writes beside the usual keys
+CONVERTED = {
+    "qwen2": ("qwen2", {}),
+    "qwen3-moe": ("qwen3moe", {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 24}),
+    "gemma2": ("gemma2", {"attention.sliding_window": 6}),
+    "gemma3": ("gemma3", {"attention.sliding_window": 6}),
+    "mixtral": ("llama", {"expert_count": 4, "expert_used_count": 2}),
+    "gpt-oss": (
+        "gpt-oss",
+        {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 40, "attention.sliding_window": 6},
+    ),
+    "deepseek-v3": (
+        "deepseek2",
+        {
+            "expert_count": 4,
+            "expert_used_count": 2,
+            "expert_feed_forward_length": 24,
+            "expert_shared_count": 1,
+            "leading_dense_block_count": 2,
+            "attention.q_lora_rank": 20,
+            "attention.kv_lora_rank": 16,
+            "attention.key_length": 20,
+            "attention.value_length": 16,
+            "attention.key_length_mla": 12,
+            "attention.value_length_mla": 12,
+            "rope.dimension_count": 4,
+            "attention.head_count_kv": 1,
+        },
+    ),
+    "qwen3-next": (
+        "qwen3next",
+        {
+            "expert_count": 4,
+            "expert_used_count": 2,
+            "expert_feed_forward_length": 24,
+            "expert_shared_feed_forward_length": 20,
+            "full_attention_interval": 2,
+            "ssm.conv_kernel": 4,
+            "ssm.state_size": 8,
+            "ssm.group_count": 2,
+            "ssm.time_step_rank": 4,
+            "ssm.inner_size": 48,
+        },
+    ),
+    "granite-hybrid": (
+        "granitehybrid",
+        {
+            "attention.head_count_kv": [0, 2, 0, 0, 2],
+            "expert_count": 4,
+            "expert_used_count": 2,
+            "expert_shared_feed_forward_length": 20,
+            "ssm.conv_kernel": 4,
+            "ssm.state_size": 10,
+            "ssm.group_count": 2,
+            "ssm.time_step_rank": 8,
+            "ssm.inner_size": 96,
+        },
+    ),
+    "nemotron-h": (
+        "nemotron_h_moe",
+        {
+            "attention.head_count_kv": [0, 2, 0, 0, 0, 0, 0],
+            "feed_forward_length": [0, 0, 24, 0, 24, 0, 24],
+            "expert_count": 4,
+            "expert_used_count": 2,
+            "expert_feed_forward_length": 24,
+            "expert_shared_feed_forward_length": 20,
+            "ssm.conv_kernel": 4,
+            "ssm.state_size": 10,
+            "ssm.group_count": 2,
+            "ssm.time_step_rank": 8,
+            "ssm.inner_size": 96,
+        },
+    ),
+    "mamba": ("mamba", {"ssm.conv_kernel": 4, "ssm.state_size": 10, "ssm.time_step_rank": 3, "ssm.inner_size": 96}),
+}
+
+
+@pytest.mark.parametrize("name", CONVERTED)
+def test_a_converted_model_is_the_same_model(name, tmp_path):
+    import gguf
+
+    architecture, more = CONVERTED[name]
+    # llama.cpp knows neither Mixtral's window nor dense layers in between
+    config = {**SMALL[name], "tie_word_embeddings": True, "mlp_only_layers": []}
+    if name == "mixtral":
+        config["sliding_window"] = None
+    if name == "nemotron-h":
+        config["hybrid_override_pattern"] = "M*EMEME"
+    usual = {
+        "context_length": config["max_position_embeddings"],
+        "embedding_length": config["hidden_size"],
+        "block_count": config["num_hidden_layers"],
+        "feed_forward_length": config.get("intermediate_size"),
+        "attention.head_count": config["num_attention_heads"],
+        "attention.head_count_kv": config.get("num_key_value_heads"),
+        "attention.key_length": config.get("head_dim"),
+    }
+    path = tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in {**usual, **more}.items():
+        if isinstance(value, list):
+            writer.add_array(f"{architecture}.{key}", value)
+        elif value is not None:
+            writer.add_uint32(f"{architecture}.{key}", value)
+    writer.add_token_list([f"<{i}>" for i in range(97)])
+    import numpy as np
+
+    writer.add_tensor("token_embd.weight", np.zeros((97, 48), np.float32))
+    if name in ("gpt-oss", "qwen2"):
+        writer.add_tensor("blk.0.attn_q.bias", np.zeros(96, np.float32))
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+        step()
+    read, original = describe(read_config(path)), describe(config)
+    assert [(one.kind, one.window, one.memory) for one in read.layers] == [
+        (one.kind, one.window, one.memory) for one in original.layers
+    ]
+    assert read.parameters.total == original.parameters.total
 
 
 def test_every_truncation_is_noticed(written, tmp_path):

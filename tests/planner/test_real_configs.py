@@ -19,10 +19,12 @@ COUNTED = {name: config["_computed"] for name, config in CONFIGS.items() if "_co
 SLOW = (
     "DeepSeek-V3",
     "DeepSeek-V3.2",
+    "Falcon-H1-0.5B",
     "Falcon-H1-1.5B",
     "Falcon-H1-3B",
     "Falcon-H1-7B",
     "Granite-4.0-H-1B",
+    "Granite-4.0-H-micro-derived",
     "Kimi-K2-Instruct",
     "Llama-3.1-70B",
     "Mistral-7B-Instruct-v0.2",

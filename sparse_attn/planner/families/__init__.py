@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..fields import Fields
-from . import deepseek, deepseek_v4, encoders, gemma, hybrid_qwen, llama, moe, others, qwen, state_space
+from . import deepseek, deepseek_v4, encoders, gemma, gemma_shared, hybrid_qwen, llama, moe, others, qwen, state_space
 from .stack import Stack
 
 Rule = Callable[[Fields], Stack]
@@ -35,7 +35,8 @@ RULES: dict[str, Rule] = {
     "gemma": gemma.gemma,
     "gemma2": gemma.gemma2,
     "gemma3_text": gemma.gemma3,
-    "gemma4_text": gemma.gemma4,
+    "gemma3n_text": gemma_shared.gemma3n,
+    "gemma4_text": gemma_shared.gemma4,
     "llama4_text": moe.llama4,
     "gpt_oss": moe.gpt_oss,
     "glm4_moe": moe.glm4_moe,
@@ -88,6 +89,7 @@ RULES: dict[str, Rule] = {
 #: Other names for a rule: the outer `model_type` of a nested or older config, or the name that its authors' own class has.
 SAME_AS: dict[str, str] = {
     "gemma3": "gemma3_text",
+    "gemma3n": "gemma3n_text",
     "gemma4": "gemma4_text",
     "kimi_k2": "deepseek_v3",
     "llama4": "llama4_text",
