@@ -165,7 +165,7 @@ def _card(name: str | None, given: int | None) -> Gpu:
 
     if name is not None or given is None:
         try:
-            return find_gpu(name or DEFAULT_GPU)
+            return find_gpu(DEFAULT_GPU if name is None else name)
         except ValueError as error:
             raise ValueError(f"--{error}") from None
     return Gpu("unnamed GPU", (), given, math.nan, math.nan, None, "memory as given")

@@ -39,7 +39,8 @@ class Sight:
         longest_run: The longest run without a layer of `everything`, of those with a mixing layer; None: no such run.
         reach: Tokens that can influence a query through attention alone, its own included; None: no bound.
             sum of (window - 1) over the layers, + 1, so layers x (window - 1) + 1 where all windows are equal.
-            Chunks that follow each other count once: their borders coincide.
+            Chunks of one size that follow each other count once, since their borders coincide; where chunks and windows
+            alternate it is a bound.
         exact: The widest window or chunk: what one hop can recall; None: no bound.
     """
 
@@ -124,11 +125,12 @@ def _is_bounded(layer: Layer) -> bool:
 
 def _travel(layers: Sequence[Layer]) -> int:
     """How many positions back information moves in all these layers together, at most."""
-    far, before = 0, ""
+    far, cut = 0, 0  # chunks of the size before cut at the same places: no further
     for layer in layers:
-        if layer.window and not (layer.kind == before == "chunked"):
-            far += layer.window - 1
-        before = layer.kind
+        window = layer.window or 1
+        if layer.kind != "chunked" or window != cut:
+            far += window - 1
+        cut = window if layer.kind == "chunked" else 0
     return far
 
 

@@ -28,10 +28,8 @@ def capacity_notes(plan: Fit, card: Gpu, true: Fit | None) -> list[str]:
         true: The same plan on that memory with the usual share of it, where another memory was asked for; else None.
     """
     notes = [
-        f"weights and cache alone are {gb(plan.weights_and_kv_bytes)}, and with nothing else they would last to "
-        f"{tokens(plan.max_context_before_overhead)} tokens; published figures usually stop there. A prefill step of "
-        f"{plan.workspace.chunk:,} tokens needs {gb(plan.workspace.total_bytes)} more (activations "
-        f"{gb(plan.workspace.activations_bytes)}, logits {gb(plan.workspace.logits_bytes)})"
+        f"weights and cache alone are {gb(plan.weights_and_kv_bytes)}: published figures usually count no more, take a GB of "
+        "memory for 10^9 bytes, and use all of it"
     ]
     if true is not None:
         notes.append(
@@ -71,9 +69,8 @@ def bound_words(plan: Fit) -> list[str]:
     decode = f"decode at most {bounds.decode_tokens_per_second:,.1f} tokens/s for a sequence"
     if plan.batch > 1:
         decode += f", {bounds.batch_tokens_per_second:,.1f} for the batch"
-    read = bounds.traffic.total / plan.gpus
     return [
-        f"{decode} (bound: {gb(read)} read for each step over {plan.gpu.bandwidth / 1e9:,.0f} GB/s)",
+        f"{decode} (bound: {gb(bounds.traffic.total)} read for each step over {plan.gpu.bandwidth / 1e9:,.0f} GB/s)",
         f"prefill of {plan.context:,} tokens at least {seconds(bounds.prefill_seconds)} (bound: "
         f"{bounds.prefill.total / 1e12:,.0f} TFLOP over {bounds.rate / 1e12:,.0f} TFLOP/s dense {bounds.rate_name})",
     ]
