@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from ..fields import Fields
 from ..records import Inert, Layer, Weights
 
+#: Layer types of older configs. Source: transformers, configuration_utils.py (_LEGACY_LAYER_TYPE_REMAP).
+LEGACY_TYPES = {"mamba": "linear_attention", "attention": "full_attention"}
 _MOST_LAYERS = 4096
 
 
