@@ -34,19 +34,14 @@ class Bounds:
 
 def time_bounds(asked: Question, context: int) -> Bounds:
     """The bounds of a question at a context."""
-    model, gpu, gpus, batch, kv, weights = (
-        asked.model,
-        asked.gpu,
-        asked.gpus,
-        asked.batch,
-        asked.kv,
-        asked.weights,
-    )
+    model, gpu, batch = asked.model, asked.gpu, asked.batch
     prefill = prefill_flops(model, context)
     decode = decode_flops(model, context)
-    traffic = decode_bytes(model, context, batch=batch, kv_dtype=kv, weights=weights, tensor_parallel=gpus)
-    fp8 = weights_cost(model, weights).dtype == "fp8" and gpu.fp8 is not None
+    traffic = decode_bytes(
+        model, context, batch=batch, kv_dtype=asked.kv, weights=asked.weights, tensor_parallel=asked.gpus
+    )
+    fp8 = weights_cost(model, asked.weights).dtype == "fp8" and gpu.fp8 is not None
     one, name = (gpu.fp8, "fp8") if fp8 and gpu.fp8 else (gpu.bf16, "bf16" if gpu.has_bf16 else "fp16")
-    rate = one * gpus
+    rate = one * asked.gpus
     seconds = max(traffic.total / gpu.bandwidth, batch * decode.total / rate)
     return Bounds(seconds, 1 / seconds, batch / seconds, prefill.total / rate, traffic, decode, prefill, rate, name)
