@@ -16,7 +16,7 @@ def nemotron_h(f: Fields) -> Stack:
     """
     hidden = hidden_size(f)
     types, source = _nemotron_types(f)
-    heads = read_heads(f)
+    heads = read_heads(f, hybrid=True)
     full = attention(hidden, heads.queries, heads.keys, heads.dim)
     linear = mamba2_mixer(
         hidden,

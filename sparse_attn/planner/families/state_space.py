@@ -52,7 +52,7 @@ def mamba2(f: Fields) -> Stack:
 
 def jamba(f: Fields) -> Stack:
     """Layer i has attention if i % `attn_layer_period` == `attn_layer_offset`, experts likewise; no RoPE anywhere."""
-    hidden, heads, count = hidden_size(f), read_heads(f), layer_count(f)
+    hidden, heads, count = hidden_size(f), read_heads(f, hybrid=True), layer_count(f)
     period, offset = f.whole("attn_layer_period"), f.whole("attn_layer_offset", least=0)
     every, first = f.whole("expert_layer_period"), f.whole("expert_layer_offset", least=0)
     for name, inside, of in (("attn", offset, period), ("expert", first, every)):
@@ -88,7 +88,7 @@ def jamba(f: Fields) -> Stack:
 
 def bamba(f: Fields) -> Stack:
     """`attn_layer_indices` have attention, the others Mamba-2."""
-    hidden, heads, count = hidden_size(f), read_heads(f), layer_count(f)
+    hidden, heads, count = hidden_size(f), read_heads(f, hybrid=True), layer_count(f)
     chosen = f.listed("attn_layer_indices") or []
     bad = [one for one in chosen if not isinstance(one, int) or not 0 <= one < count]
     if bad:
@@ -142,7 +142,7 @@ def granite_hybrid(f: Fields) -> Stack:
 
 
 def _granite_attention(f: Fields, hidden: int) -> Mixer:
-    heads = read_heads(f)
+    heads = read_heads(f, hybrid=True)
     bias = f.flag("attention_bias")
     extra = Shape(qkv_bias=bias, out_bias=bias).extra(heads, hidden)
     return attention(hidden, heads.queries, heads.keys, heads.dim, extra=extra)
@@ -150,7 +150,7 @@ def _granite_attention(f: Fields, hidden: int) -> Mixer:
 
 def falcon_h1(f: Fields) -> Stack:
     """Every layer has attention and Mamba-2 side by side. `mamba_d_ssm`, or `mamba_expand` x hidden, is Mamba's width."""
-    hidden, heads, count = hidden_size(f), read_heads(f), layer_count(f)
+    hidden, heads, count = hidden_size(f), read_heads(f, hybrid=True), layer_count(f)
     bias = f.flag("attention_bias")
     full = attention(
         hidden, heads.queries, heads.keys, heads.dim, extra=Shape(qkv_bias=bias, out_bias=bias).extra(heads, hidden)
