@@ -4,16 +4,19 @@
 them against a GPU.
 """
 
+from .bill import Item, KvCost, LayerCost
+from .bounds import Bounds
 from .describe import describe
 from .finding import SEVERITIES, Finding
 from .findings import findings
-from .fit import Bounds, Fit, Remedy, fit
+from .fit import Fit, fit
 from .flops import Flops, Traffic, attention_flops, decode_bytes, decode_flops, prefill_bytes, prefill_flops
 from .gpus import Gpu, find_gpu, gpus
-from .kv_cost import ACCOUNTINGS, Item, KvCost, LayerCost, kv_cost
+from .kv_cost import ACCOUNTINGS, kv_cost
 from .patterned import with_pattern
 from .read_config import read_config
 from .records import Assumed, Inert, Layer, Memory, Model, Parameters, Quantization, Rope, Scores, Weights
+from .remedies import Remedy
 from .sight import Run, Sight, sight
 from .tensor_parallel import allowed_splits
 from .weights import WeightsCost, weights_bytes, weights_cost

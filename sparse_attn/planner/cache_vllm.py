@@ -20,8 +20,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from fractions import Fraction
 
+from .bill import Item, KvCost, LayerCost, bits_of, bytes_of, plain, shard
 from .dtypes import PLAIN_BITS, state_bits
-from .kv_cost import Item, KvCost, LayerCost, bits_of, bytes_of, plain, shard
 from .records import Layer, Memory, Model
 
 PAGE_TOKENS = 16

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from .bill import check_count
 from .finding import SEVERITIES, Finding, Reviewed
-from .kv_cost import check_count
 from .records import Model
 from .review_fields import FIELD_RULES
 from .review_positions import POSITION_RULES

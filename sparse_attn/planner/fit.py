@@ -2,63 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 
-from .flops import Flops, Traffic, decode_bytes, decode_flops, prefill_flops
+from .bill import KvCost, check_count
+from .bounds import Bounds, time_bounds
 from .gpus import Gpu
-from .kv_cost import KvCost, check_count, kv_cost, one_sequence
+from .question import LONGEST, Question
 from .records import Model
-from .tensor_parallel import allowed_splits, weights_per_gpu, why_not
+from .remedies import Remedy, remedies
+from .tensor_parallel import allowed_splits, why_not
 from .weights import weights_cost
-from .workspace import Workspace, workspace
-
-_LONGEST = 1 << 40  # a context beyond it is no bound that anyone meets
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """Lower bounds on time, not predictions: no kernel is faster, real ones are slower.
-
-    Attributes:
-        decode_seconds: A decode step of the batch: bytes read over bandwidth, or FLOPs over rate, whichever is longer.
-        decode_tokens_per_second: For one sequence, and for the batch together.
-        prefill_seconds: Reading one prompt of `context` tokens: FLOPs over the dense rate.
-        traffic, decode, prefill: What was divided: bytes that one GPU reads, FLOPs of one sequence.
-        rate: Dense FLOP a second of all GPUs that the bound took, with `rate_name`.
-    """
-
-    decode_seconds: float
-    decode_tokens_per_second: float
-    batch_tokens_per_second: float
-    prefill_seconds: float
-    traffic: Traffic
-    decode: Flops
-    prefill: Flops
-    rate: float
-    rate_name: str
-
-
-@dataclass(frozen=True)
-class Remedy:
-    """One change that lowers the bill, and what it costs.
-
-    Attributes:
-        change: "kv", "weights", "gpus", "pattern", "context", "batch" or "kv and weights".
-        value: What to set: "fp8", "int4", "2", a pattern's text, a number of tokens or sequences.
-        required_bytes: What each GPU then needs.
-        fits: Whether that is enough.
-        max_context: The largest context then; None: no bound.
-        price: What is given up, one sentence.
-    """
-
-    change: str
-    value: str
-    required_bytes: int
-    fits: bool
-    max_context: int | None
-    price: str
+from .workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -144,7 +98,7 @@ def fit(
         if model.advertised_context is None:
             raise ValueError("context is missing: the config names no max_position_embeddings, so say how many tokens")
         context = model.advertised_context
-    check_count("context", context, most=_LONGEST)
+    check_count("context", context, most=LONGEST)
     check_count("batch", batch, most=1 << 30)
     check_count("gpus", gpus, most=1024)
     if isinstance(utilization, bool) or not isinstance(utilization, int | float) or not 0 < utilization <= 1:
@@ -154,7 +108,7 @@ def fit(
             f"gpus {gpus} cannot share this model by its heads: {reason}; allowed: "
             f"{', '.join(map(str, allowed_splits(model, 16)))}"
         )
-    asked = _Asked(model, gpu, gpus, batch, weights, kv, float(utilization), accounting, chunk)
+    asked = Question(model, gpu, gpus, batch, weights, kv, float(utilization), accounting, chunk)
     cost = asked.cache(context)
     room = asked.workspace()
     held = asked.weights_bytes
@@ -179,102 +133,13 @@ def fit(
         max_context_before_overhead=asked.max_context(0),
         max_batch=asked.max_batch(context),
         remedies=(),
-        bounds=_bounds(model, gpu, gpus, context, batch, kv, weights),
+        bounds=time_bounds(asked, context),
         notes=(),
     )
     found = replace(found, notes=tuple(_notes(found, model, weights)))
     if found.fits:
         return found
-    from .remedies import remedies
-
     return replace(found, remedies=remedies(asked, context))
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """One question, with everything but the context fixed."""
-
-    model: Model
-    gpu: Gpu
-    gpus: int
-    batch: int
-    weights: str | None
-    kv: str
-    utilization: float
-    accounting: str
-    chunk: int
-
-    @property
-    def available(self) -> int:
-        return int(self.gpu.memory_bytes * self.utilization)
-
-    @cached_property
-    def kept(self) -> Callable[[int], tuple[int, int]]:
-        """Cache bytes of one sequence at a context, and bytes reserved once."""
-        return one_sequence(
-            self.model, kv_dtype=self.kv, accounting=self.accounting, chunk=self.chunk, tensor_parallel=self.gpus
-        )
-
-    @cached_property
-    def weights_bytes(self) -> int:
-        return weights_per_gpu(self.model, self.weights, self.gpus)
-
-    def cache(self, context: int) -> KvCost:
-        return kv_cost(
-            self.model,
-            context,
-            batch=self.batch,
-            kv_dtype=self.kv,
-            accounting=self.accounting,
-            chunk=self.chunk,
-            tensor_parallel=self.gpus,
-        )
-
-    def cache_bytes(self, context: int, batch: int) -> int:
-        one, reserved = self.kept(context)
-        return batch * one + reserved
-
-    def workspace(self, batch: int | None = None) -> Workspace:
-        return workspace(self.model, chunk=self.chunk, batch=batch or self.batch, tensor_parallel=self.gpus)
-
-    def required(self, context: int) -> int:
-        return self.weights_bytes + self.cache_bytes(context, self.batch) + self.workspace().total_bytes
-
-    def max_context(self, overhead: int) -> int | None:
-        room = self.available - self.weights_bytes - overhead
-        return _largest(lambda tokens: self.cache_bytes(tokens, self.batch) <= room, _LONGEST)
-
-    def max_batch(self, context: int) -> int | None:
-        room = self.available - self.weights_bytes
-        logits = self.workspace(1).logits_bytes
-        fixed = self.workspace(1).activations_bytes
-        return _largest(lambda batch: self.cache_bytes(context, batch) + fixed + batch * logits <= room, 1 << 30)
-
-
-def _largest(fits: Callable[[int], bool], limit: int) -> int | None:
-    """The largest number from 0 to `limit` that fits, by bisection; None if `limit` does."""
-    if not fits(1):
-        return 0
-    low, high = 1, 2
-    while fits(high):
-        if high >= limit:
-            return None
-        low, high = high, min(2 * high, limit)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
-
-
-def _bounds(model: Model, gpu: Gpu, gpus: int, context: int, batch: int, kv: str, weights: str | None) -> Bounds:
-    prefill = prefill_flops(model, context)
-    decode = decode_flops(model, context)
-    traffic = decode_bytes(model, context, batch=batch, kv_dtype=kv, weights=weights, tensor_parallel=gpus)
-    fp8 = weights_cost(model, weights).dtype == "fp8" and gpu.fp8 is not None
-    one, name = (gpu.fp8, "fp8") if fp8 and gpu.fp8 else (gpu.bf16, "bf16" if gpu.has_bf16 else "fp16")
-    rate = one * gpus
-    seconds = max(traffic.total / gpu.bandwidth, batch * decode.total / rate)
-    return Bounds(seconds, 1 / seconds, batch / seconds, prefill.total / rate, traffic, decode, prefill, rate, name)
 
 
 def _notes(found: Fit, model: Model, weights: str | None) -> list[str]:

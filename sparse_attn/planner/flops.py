@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from .kv_cost import bits_of, bytes_of, check_count, shard
+from .bill import bits_of, bytes_of, check_count, shard
 from .records import Memory, Model, Scores
 from .weights import active_bytes
 

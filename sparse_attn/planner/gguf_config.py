@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from .gguf_header import GgufHeader, read_gguf_header
+
+_SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 #: llama.cpp's `general.architecture` -> model_type. Source: llama.cpp, gguf-py/gguf/constants.py (MODEL_ARCH_NAMES).
 _TYPES = {
@@ -79,7 +82,7 @@ def read_gguf_config(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: a corrupt file (`read_gguf_header`), or no or an unknown `general.architecture`.
     """
-    header = read_gguf_header(path)
+    header, whole = _read_parts(path)
     name = header.metadata.get("general.architecture")
     if not isinstance(name, str):
         raise ValueError(f"{path}: general.architecture is missing, expected llama.cpp's name of the family")
@@ -90,12 +93,13 @@ def read_gguf_config(path: Path) -> dict[str, Any]:
             config[field] = get[key]
     config.setdefault("vocab_size", header.metadata.get("tokenizer.ggml.tokens#"))
     names = {tensor.name for tensor in header.tensors}
-    config["tie_word_embeddings"] = bool(names) and "output.weight" not in names
+    if whole:
+        config["tie_word_embeddings"] = bool(names) and "output.weight" not in names
     _rope(config, get)
     _biases(config, names)
     _lists(config, get)
     _by_family(config, get, name)
-    config |= _weights(header, get)
+    config |= _weights(header, whole)
     return {key: value for key, value in config.items() if value is not None}
 
 
@@ -211,14 +215,33 @@ def _layer_kinds(config: dict[str, Any], get: dict[str, Any], kind: str, kept: l
         config["moe_shared_expert_intermediate_size"] = get.get("expert_shared_feed_forward_length")
 
 
-def _weights(header: GgufHeader, get: dict[str, Any]) -> dict[str, Any]:
-    if not header.tensors or get.get("split.count", 1) > 1:
-        return {}  # a part of a split file says nothing about the whole
+def _weights(header: GgufHeader, whole: bool) -> dict[str, Any]:
+    if not header.tensors:
+        return {}
     sizes: Counter[str] = Counter()
     for tensor in header.tensors:
         sizes[tensor.kind] += tensor.bytes
+    kind = {"_stored_type": sizes.most_common(1)[0][0]}
+    if not whole:
+        return kind  # a part of a split file says nothing about the whole
     return {
+        **kind,
         "_stored_bytes": sum(sizes.values()),
         "_stored_parameters": sum(tensor.elements for tensor in header.tensors),
-        "_stored_type": sizes.most_common(1)[0][0],
     }
+
+
+def _read_parts(path: Path) -> tuple[GgufHeader, bool]:
+    """The header; of a split file (name-00001-of-00003.gguf) with all parts' tensors, and whether all are there."""
+    header = read_gguf_header(path)
+    named = _SPLIT.fullmatch(path.name)
+    count = header.metadata.get("split.count", 1)
+    if not isinstance(count, int) or count < 2:
+        return header, True
+    if named is None or int(named[3]) != count or count > 1000:
+        return header, False
+    parts = [path.with_name(f"{named[1]}-{number:05d}-of-{named[3]}.gguf") for number in range(1, count + 1)]
+    if not all(part.is_file() for part in parts):
+        return header, False
+    headers = [read_gguf_header(part) for part in parts]  # the first one holds the metadata
+    return GgufHeader(headers[0].metadata, tuple(tensor for one in headers for tensor in one.tensors)), True

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ..patterns import Sinks, Window
 from .dtypes import KV_BITS, kv_bits
-from .fit import Remedy, _Asked
 from .patterned import with_pattern
+from .question import Question
 from .records import Model
 from .tensor_parallel import allowed_splits
 from .weights import weights_cost
@@ -18,7 +18,28 @@ _WINDOWS = (32768, 16384, 8192, 4096, 2048, 1024)
 _WEIGHTS = ("fp8", "int8", "int4")
 
 
-def remedies(asked: _Asked, context: int) -> tuple[Remedy, ...]:
+@dataclass(frozen=True)
+class Remedy:
+    """One change that lowers the bill, and what it costs.
+
+    Attributes:
+        change: "kv", "weights", "gpus", "pattern", "context", "batch" or "kv and weights".
+        value: What to set: "fp8", "int4", "2", a pattern's text, a number of tokens or sequences.
+        required_bytes: What each GPU then needs.
+        fits: Whether that is enough.
+        max_context: The largest context then; None: no bound.
+        price: What is given up, one sentence.
+    """
+
+    change: str
+    value: str
+    required_bytes: int
+    fits: bool
+    max_context: int | None
+    price: str
+
+
+def remedies(asked: Question, context: int) -> tuple[Remedy, ...]:
     """Single changes first: KV dtype, weight dtype, more GPUs, a sparse pattern, a smaller request; then a pair.
 
     Those that are enough stand before those that are not, each in this order, which is that of what is lost.
@@ -35,13 +56,13 @@ def remedies(asked: _Asked, context: int) -> tuple[Remedy, ...]:
     return tuple(sorted(found, key=lambda one: not one.fits))
 
 
-def _result(asked: _Asked, context: int, change: str, value: str, price: str) -> Remedy:
+def _result(asked: Question, context: int, change: str, value: str, price: str) -> Remedy:
     required = asked.required(context)
     longest = asked.max_context(asked.workspace().total_bytes)
     return Remedy(change, value, required, required <= asked.available, longest, price)
 
 
-def _kv(asked: _Asked, context: int) -> Iterator[Remedy]:
+def _kv(asked: Question, context: int) -> Iterator[Remedy]:
     smaller = [kv for kv in ("fp8", "int4") if KV_BITS[kv] < kv_bits(asked.kv)]
     if not any(memory.precision == "kv" for layer in asked.model.layers for memory in layer.memory):
         return
@@ -53,7 +74,7 @@ def _kv(asked: _Asked, context: int) -> Iterator[Remedy]:
         yield _result(replace(asked, kv=kv), context, "kv", kv, prices[kv])
 
 
-def _weights(asked: _Asked, context: int) -> Iterator[Remedy]:
+def _weights(asked: Question, context: int) -> Iterator[Remedy]:
     now = weights_cost(asked.model, asked.weights).total_bytes
     prices = {
         "fp8": "weights in 8 bits",
@@ -72,7 +93,7 @@ def _weights(asked: _Asked, context: int) -> Iterator[Remedy]:
         yield _result(replace(asked, weights=dtype), context, "weights", dtype, bits)
 
 
-def _both(asked: _Asked, context: int) -> Iterator[Remedy]:
+def _both(asked: Question, context: int) -> Iterator[Remedy]:
     first = "fp8" if asked.gpu.fp8 is not None else "int8"
     for weights in (first, "int4"):
         for kv in ("fp8", "int4"):
@@ -88,7 +109,7 @@ def _both(asked: _Asked, context: int) -> Iterator[Remedy]:
                 return
 
 
-def _more_gpus(asked: _Asked, context: int) -> Iterator[Remedy]:
+def _more_gpus(asked: Question, context: int) -> Iterator[Remedy]:
     more = [count for count in allowed_splits(asked.model) if count > asked.gpus]
     for count in more:
         one = _result(replace(asked, gpus=count), context, "gpus", str(count), _split_price(asked.model, count))
@@ -104,7 +125,7 @@ def _split_price(model: Model, count: int) -> str:
     return f"{count} cards, heads shared out evenly"
 
 
-def _patterns(asked: _Asked, context: int) -> Iterator[Remedy]:
+def _patterns(asked: Question, context: int) -> Iterator[Remedy]:
     """The widest window on the full layers that fits: first with every fourth of them left alone, then on all."""
     full = [layer.index for layer in asked.model.layers if layer.kind == "full" and layer.memory]
     if len(full) < 2:
@@ -147,7 +168,7 @@ def _reach_lost(window: int, cut: int, stay: list[int], context: int) -> str:
     )
 
 
-def _smaller(asked: _Asked, context: int) -> Iterator[Remedy]:
+def _smaller(asked: Question, context: int) -> Iterator[Remedy]:
     longest = asked.max_context(asked.workspace().total_bytes)
     if longest:
         yield _result(asked, longest, "context", f"{longest}", f"{context - longest:,} tokens less")

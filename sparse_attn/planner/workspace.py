@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .kv_cost import check_count
+from .bill import check_count
 from .records import Model
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from .._version import __version__
 from ..planner import Fit, Memory, Model, allowed_splits, gpus, weights_cost
+from ..planner.bill import bits_of
 from ..planner.dtypes import KV_BITS
-from ..planner.kv_cost import bits_of
 from .layer_strip import describe_layer
 from .palette import KIND_COLOURS
 from .plan_table import BAR_COLOURS

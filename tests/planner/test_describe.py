@@ -109,6 +109,15 @@ def test_what_is_missing_and_taken_from_the_class_is_told():
     assert any(one.doubtful for one in describe(without("intermediate_size")).assumed)
 
 
+def test_missing_heads_are_doubtful_in_a_hybrid_and_an_error_elsewhere():
+    excerpt = json.loads((Path(__file__).parent / "configs" / "Granite-4.0-H-1B.json").read_text("utf-8"))
+    found = describe(excerpt)
+    assert [layer.index for layer in found.layers if layer.kind == "full"] == [5, 15, 25, 35]
+    assert {one.field for one in found.assumed if one.doubtful} >= {"num_attention_heads", "shared_intermediate_size"}
+    with pytest.raises(ValueError, match="num_attention_heads is missing"):
+        describe(without("num_attention_heads"))
+
+
 def without(*names, base=LLAMA):
     return {key: value for key, value in base.items() if key not in names}
 

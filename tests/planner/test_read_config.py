@@ -186,6 +186,36 @@ def test_a_gguf_file_is_its_config(written):
     assert [(layer.kind, layer.kv_heads, layer.head_dim) for layer in model.layers] == [("full", 2, 16)] * 2
 
 
+def test_a_split_file_is_read_with_its_parts(tmp_path):
+    import gguf
+    import numpy as np
+
+    paths = [tmp_path / f"m-{number:05d}-of-00002.gguf" for number in (1, 2)]
+    for place, path in enumerate(paths):
+        writer = gguf.GGUFWriter(path, "llama")
+        writer.add_uint16("split.count", 2)
+        if place == 0:
+            for key, value in {"embedding_length": 64, "block_count": 2, "attention.head_count": 4}.items():
+                writer.add_uint32(f"llama.{key}", value)
+            writer.add_uint32("llama.feed_forward_length", 96)
+            writer.add_token_list([str(i) for i in range(128)])
+        writer.add_tensor(("token_embd.weight", "output.weight")[place], np.zeros((128, 64), np.float32))
+        for step in (
+            writer.write_header_to_file,
+            writer.write_kv_data_to_file,
+            writer.write_tensors_to_file,
+            writer.close,
+        ):
+            step()
+    config = read_config(paths[0])
+    assert config["_stored_bytes"] == 2 * 128 * 64 * 4
+    assert config["tie_word_embeddings"] is False
+    paths[1].unlink()
+    alone = read_config(paths[0])
+    assert "_stored_bytes" not in alone
+    assert describe(alone).quantization.weights == "F32"
+
+
 # architecture, the same model as a config, and what llama.cpp's converter writes beside the usual keys
 CONVERTED = {
     "qwen2": ("qwen2", {}),

@@ -5,7 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..fields import Fields
-from . import deepseek, deepseek_v4, encoders, gemma, gemma_shared, hybrid_qwen, llama, moe, others, qwen, state_space
+from . import (
+    deepseek,
+    deepseek_v4,
+    encoders,
+    gemma,
+    gemma_shared,
+    hybrid_qwen,
+    llama,
+    moe,
+    nemotron,
+    others,
+    qwen,
+    recurrent,
+    state_space,
+    zamba,
+)
 from .stack import Stack
 
 Rule = Callable[[Fields], Stack]
@@ -62,11 +77,11 @@ RULES: dict[str, Rule] = {
     "bamba": state_space.bamba,
     "granitemoehybrid": state_space.granite_hybrid,
     "falcon_h1": state_space.falcon_h1,
-    "nemotron_h": state_space.nemotron_h,
-    "zamba2": state_space.zamba2,
-    "recurrent_gemma": state_space.recurrent_gemma,
-    "rwkv": state_space.rwkv,
-    "lfm2": state_space.lfm2,
+    "nemotron_h": nemotron.nemotron_h,
+    "zamba2": zamba.zamba2,
+    "recurrent_gemma": recurrent.recurrent_gemma,
+    "rwkv": recurrent.rwkv,
+    "lfm2": recurrent.lfm2,
     "arcee": others.arcee,
     "dots1": others.dots1,
     "ernie4_5": others.ernie,

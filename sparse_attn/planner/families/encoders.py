@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..blocks import Mixer, build_layer, plain_mlp, small, whole
 from ..fields import Fields
-from ..records import Scores, Weights
+from ..records import Layer, Scores, Weights
 from .stack import Stack, hidden_size, layer_count
 
 
@@ -79,7 +79,7 @@ def _mlp(f: Fields) -> tuple[Weights, ...]:
     return plain_mlp(hidden_size(f), f.whole("intermediate_size"), bias=True)
 
 
-def _encoder(f: Fields, layers: tuple) -> Stack:  # type: ignore[type-arg]
+def _encoder(f: Fields, layers: tuple[Layer, ...]) -> Stack:
     """Positions, token types and their norm below; above a pooler, and the head that `architectures` names.
 
     Longformer's masked model leaves the pooler out, BigBird's keeps it.

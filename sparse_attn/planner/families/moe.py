@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ..blocks import attention, build_layer, gated_mlp, moe
 from ..fields import Fields
-from ..records import Inert
+from ..records import Inert, Weights
 from ..recurrences import lightning_attention
 from .decoder import Shape, Span, all_full, by_layer_types, decoder, experts, same_mlp, widest
 from .deepseek import sparse_after
@@ -138,12 +139,12 @@ def mimo_v2(f: Fields) -> Stack:
     return Stack(layers, widest(f))
 
 
-def _mimo_feed(f: Fields):  # type: ignore[no-untyped-def]
+def _mimo_feed(f: Fields) -> Callable[[int], Sequence[Weights]]:
     types = f.listed("mlp_layer_types", length=layer_count(f))
     sparse = f.listed("moe_layer_freq", length=layer_count(f)) if isinstance(f.value("moe_layer_freq"), list) else None
     routed, dense = experts(f), gated_mlp(hidden_size(f), f.whole("intermediate_size"))
 
-    def feed(index: int):  # type: ignore[no-untyped-def]
+    def feed(index: int) -> Sequence[Weights]:
         if types:
             return routed if types[index] == "sparse" else dense
         if sparse:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..blocks import gated_mlp
 from ..fields import Fields
 from ..records import Inert, Weights
@@ -77,7 +79,7 @@ def upper_window(f: Fields) -> tuple[list[Span], list[Inert]]:
     return spans, inert
 
 
-def sparse_feed(f: Fields, *, shared: int = 0, shared_gate: bool = False):  # type: ignore[no-untyped-def]
+def sparse_feed(f: Fields, *, shared: int = 0, shared_gate: bool = False) -> Callable[[int], tuple[Weights, ...]]:
     """Experts in every `decoder_sparse_step`-th layer outside `mlp_only_layers`; a dense MLP in the others."""
     step = f.whole("decoder_sparse_step")
     dense = set(f.listed("mlp_only_layers") or ())

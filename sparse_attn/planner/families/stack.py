@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from ..fields import Fields
 from ..records import Inert, Layer, Weights
 
+#: Layer types of older configs. Source: transformers, configuration_utils.py (_LEGACY_LAYER_TYPE_REMAP).
+LEGACY_TYPES = {"mamba": "linear_attention", "attention": "full_attention"}
 _MOST_LAYERS = 4096
 
 
@@ -64,15 +66,16 @@ def hidden_size(f: Fields) -> int:
     return f.required("hidden_size")
 
 
-def read_heads(f: Fields) -> Heads:
+def read_heads(f: Fields, *, hybrid: bool = False) -> Heads:
     """`num_attention_heads`, `num_key_value_heads` (default: as many), `head_dim` (default: hidden_size / heads).
 
     A class default for the number of heads is trusted only where the config is of the default's own width, or where
-    the family's head dim does not follow from the width: otherwise it is another model's.
+    the family's head dim does not follow from the width: otherwise it is another model's. In a `hybrid` it is taken all
+    the same, and told as doubtful: most of the answer does not hang on it.
     """
     hidden = hidden_size(f)
     own_width = f.defaults.get("hidden_size") == hidden or f.defaults.get("head_dim") is not None
-    queries = f.whole("num_attention_heads") if own_width else f.required("num_attention_heads")
+    queries = f.whole("num_attention_heads") if own_width or hybrid else f.required("num_attention_heads")
     keys = f.maybe_whole("num_key_value_heads") or queries
     if queries % keys:
         raise f.fail(f"num_attention_heads {queries} is not a multiple of num_key_value_heads {keys}")
