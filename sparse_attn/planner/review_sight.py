@@ -171,21 +171,38 @@ def chunk_borders(r: Reviewed) -> Iterator[Finding]:
 
 
 def chosen_keys(r: Reviewed) -> Iterator[Finding]:
-    """Sparse layers that an index or summaries feed."""
-    if not r.sight.chosen:
+    """Sparse layers that an index feeds: the best k keys of all."""
+    chosen = [layer for index in r.sight.chosen if (layer := r.model.layers[index]).window is not None]
+    if not chosen:
         return
-    counts = sorted({window for index in r.sight.chosen if (window := r.model.layers[index].window) is not None})
-    most = f"at most {counts[-1]:,} keys" if counts else "a part of the keys"
-    share = (
-        f", {counts[-1] / r.context:.1%} of {r.context:,}" if counts and r.context and counts[-1] < r.context else ""
-    )
+    most = max(layer.window or 0 for layer in chosen)
+    share = f", {most / r.context:.1%} of {r.context:,}" if r.context and most < r.context else ""
     yield Finding(
         "chosen-keys",
         "info",
-        f"{len(r.sight.chosen)} of {len(r.sight.mixing)} layers reach any distance, but a query reads {most}{share}: a fact "
-        "is seen if the index ranks it among them",
+        f"{len(chosen)} of {len(r.sight.mixing)} layers reach any distance, but a query reads at most {most:,} keys{share}: a "
+        "fact is seen if the index ranks it among them",
         "DeepSeek-V3.2 report, arXiv:2512.02556 (sparse attention through an index); field index_topk",
     )
+
+
+def summaries(r: Reviewed) -> Iterator[Finding]:
+    """Layers that see the distance as summaries of so many tokens each, all of them or the best few."""
+    for layer in r.model.layers:
+        for score in layer.scores:
+            if score.name != "summaries" or layer.index not in r.sight.chosen:
+                continue
+            same = [other for other in r.model.layers if score in other.scores]
+            if same[0].index != layer.index:  # said of the first of its kind
+                continue
+            best = f", of which a query reads the best {score.top:,}" if score.top else ""
+            yield Finding(
+                "distance-in-summaries",
+                "info",
+                f"{len(same)} of {len(r.sight.mixing)} layers see the distance as one summary for every {score.size:,} tokens"
+                f"{best}: what a summary leaves out cannot be recalled there",
+                f"field {layer.source.partition('[')[0]}, as transformers' class for {r.model.family} reads it",
+            )
 
 
 def encoder(r: Reviewed) -> Iterator[Finding]:
@@ -204,7 +221,7 @@ def encoder(r: Reviewed) -> Iterator[Finding]:
 
 
 SIGHT_RULES = (
-    window_only, local_top, long_run, all_full, full_layers, recurrent_memory, chunk_borders, chosen_keys, encoder,
+    window_only, local_top, long_run, all_full, full_layers, recurrent_memory, chunk_borders, chosen_keys, summaries, encoder,
 )  # fmt: skip
 
 

@@ -93,7 +93,7 @@ def sight(model: Model, context: int | None = None) -> Sight:
     }
     everything = [layer.index for layer in model.layers if layer.sees_everything or layer.index in wide]
     bounded = [layer for layer in model.layers if _is_bounded(layer) and layer.index not in wide]
-    chosen = [layer.index for layer in model.layers if layer.kind == "indexed" and not layer.sees_everything]
+    chosen = [layer.index for layer in model.layers if _is_chosen(layer)]
     mixing = tuple(layer.index for layer in model.layers if layer.kind != "none")
     return Sight(
         layers=len(model.layers),
@@ -119,8 +119,14 @@ def hops(tokens: int, window: int) -> int:
     return max(1, -(-(tokens - 1) // (window - 1))) if window > 1 else 1
 
 
+def _is_chosen(layer: Layer) -> bool:
+    """Whether it reaches any distance without seeing everything: through an index, or through summaries."""
+    return not layer.sees_everything and any(score.rule in ("full", "top", "summaries") for score in layer.scores)
+
+
 def _is_bounded(layer: Layer) -> bool:
-    return layer.kind in ("sliding", "chunked") or (layer.kind == "hybrid" and not layer.sees_everything)
+    other = layer.kind == "hybrid" and not layer.sees_everything and not _is_chosen(layer)
+    return layer.kind in ("sliding", "chunked") or other
 
 
 def _travel(layers: Sequence[Layer]) -> int:

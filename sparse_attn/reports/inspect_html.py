@@ -15,7 +15,6 @@ from .palette import KIND_COLOURS
 def render(name: str, model: Model, seen: Sight, found: tuple[Finding, ...]) -> str:
     """The page as HTML text; whatever comes from the config is escaped."""
     from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     folder = files(__package__)
@@ -23,7 +22,7 @@ def render(name: str, model: Model, seen: Sight, found: tuple[Finding, ...]) -> 
     return template.render(
         name=name,
         version=__version__,
-        css=Markup((folder / "page.css").read_text(encoding="utf-8")),
+        css=(folder / "page.css").read_text(encoding="utf-8"),
         context=f"{seen.context:,} tokens" if seen.context else "a long context",
         cells=[
             {

@@ -75,6 +75,8 @@ def describe_layer(layer: Layer) -> str:
         parts[0] += f" of {layer.window:,} tokens"
     elif layer.kind == "indexed" and layer.window:
         parts[0] += f", at most {layer.window:,}"
+    elif layer.kind == "hybrid" and not layer.recurrence:
+        parts[0] = "attention to a window and to summaries"
     if layer.recurrence:
         parts[0] += f" ({layer.recurrence})"
     if layer.kind == "latent":

@@ -23,16 +23,15 @@ WEIGHTS = ("bf16", "fp8", "int8", "int4", "nf4", "mxfp4", "Q8_0", "Q6_K", "Q5_K_
 def render(models: Sequence[tuple[str, Model]], plans: Sequence[Fit]) -> str:
     """The page as HTML text, set to what was asked for the first model."""
     from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     folder = files(__package__)
     template = environment.from_string((folder / "plan.html.j2").read_text(encoding="utf-8"))
     return template.render(
         version=__version__,
-        css=Markup((folder / "page.css").read_text(encoding="utf-8")),
-        script=Markup((folder / "plan_page.js").read_text(encoding="utf-8")),
-        data=Markup(in_script(page_data(models, plans))),
+        css=(folder / "page.css").read_text(encoding="utf-8"),
+        script=(folder / "plan_page.js").read_text(encoding="utf-8"),
+        data=in_script(page_data(models, plans)),
         bars=BAR_COLOURS,
     )
 

@@ -1,12 +1,13 @@
 """The review: every rule fires where it should, with the model's own numbers, and keeps quiet where it should not."""
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 
-from sparse_attn.planner import SEVERITIES, describe, findings, read_config
+from sparse_attn.planner import SEVERITIES, describe, findings, read_config, sight
+
+from .small_configs import SMALL
 
 CONFIGS = Path(__file__).parent / "configs"
 DECODER = {
@@ -70,6 +71,10 @@ CASES = {
         real("Llama-4-Scout-17B-16E-Instruct"), None, "info", "36 of 48 layers attend within chunks of 8,192 tokens",
     ),
     "chosen-keys": (real("DeepSeek-V3.2"), None, "info", "a query reads at most 2,048 keys, 1.2% of 163,840"),
+    "distance-in-summaries": (
+        SMALL["deepseek-v4-ratios"], None, "info",
+        "2 of 5 layers see the distance as one summary for every 4 tokens, of which a query reads the best 3",
+    ),
     "context-beyond-advertised": (
         real("Mistral-7B-v0.1"), 65536, "warning", "65,536 tokens are asked for, 2 times the advertised 32,768",
     ),
@@ -146,8 +151,7 @@ def test_the_regular_tail_of_a_pattern_is_no_warning():
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: path.stem)
 def test_every_finding_of_every_config_has_an_id_a_severity_and_a_source(path):
-    if "_notes" in (config := json.loads(path.read_text())) and path.stem == "Granite-4.0-H-1B":
-        pytest.skip("an excerpt without its heads")
+    config = read_config(path)
     for one in findings(describe(config)):
         assert re.fullmatch(r"[a-z]+(-[a-z]+)*", one.rule)
         assert one.severity in SEVERITIES
@@ -168,3 +172,20 @@ def test_warnings_come_first():
 def test_context_must_be_a_count(context):
     with pytest.raises(ValueError, match="context must be a whole number"):
         findings(describe(WINDOWS), context)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_family_is_reviewed(name):
+    """Somewhere a layer sees everything, or chooses, or the reach is bounded, or the model is none of these and says so."""
+    model = describe(SMALL[name])
+    seen, rules = sight(model), {one.rule for one in findings(model)}
+    if not model.causal:
+        assert "encoder" in rules
+    elif seen.everything:
+        assert rules & {"all-layers-full", "full-layers-regular", "full-layers-some"}
+        assert seen.reach is None
+    elif seen.chosen:
+        assert rules & {"chosen-keys", "distance-in-summaries"}
+    else:
+        assert rules & {"window-only", "chunk-only", "recurrent-only"}
+        assert seen.reach is not None
