@@ -27,11 +27,11 @@ _STATE = (
 def all_full(r: Reviewed) -> Iterator[Finding]:
     """Every mixing layer sees everything."""
     if r.sight.mixing and len(r.sight.everything) == len(r.sight.mixing):
+        grows = "" if r.sight.wide else ", and the KV cache of each of them grows with the context"
         yield Finding(
             "all-layers-full",
             "info",
-            f"{_every(len(r.sight.mixing))} sees every earlier token: nothing is out of sight, and the KV cache of each of "
-            "them grows with the context",
+            f"{_every(len(r.sight.mixing))} sees every earlier token: nothing is out of sight{grows}",
             _fields(r, r.sight.everything),
         )
 
@@ -102,23 +102,17 @@ def window_only(r: Reviewed) -> Iterator[Finding]:
     seen = r.sight
     if seen.reach is None or seen.recurrent or not seen.bounded or not seen.exact:
         return
-    windows = {r.model.layers[index].window for index in seen.bounded}
-    chunks = all(r.model.layers[index].kind == "chunked" for index in seen.bounded)
+    layers = [r.model.layers[index] for index in seen.bounded]
+    chunks = all(layer.kind == "chunked" for layer in layers)
     name = "chunk-only" if chunks else "window-only"
-    formula = f" ({len(seen.bounded)} layers x ({seen.exact:,} - 1) + 1)" if len(windows) == 1 and not chunks else ""
-    message = f"{name} model: a query sees at most the last {seen.exact:,} tokens itself"
-    if chunks:
-        message += ", and nothing crosses a chunk's border: all layers cut at the same places"
-    elif seen.context and len(windows) == 1:
-        needed = hops(seen.context, seen.exact)
-        whole = (seen.context - 1) // (seen.exact - 1) if seen.exact > 1 else 0
-        message = f"{name} model: exact recall past {seen.exact:,} tokens goes through {needed} hops at {seen.context:,} tokens"
-        if needed != whole and 1 < whole <= len(seen.bounded):
-            message = (
-                f"{name} model: exact recall past {seen.exact:,} tokens goes through {whole} hops, which bring "
-                f"{whole * (seen.exact - 1) + 1:,} tokens to a query; all of {seen.context:,} take {needed}"
-            )
-    yield Finding(f"{name}", "warning", f"{message}. The stack's reach is {seen.reach:,} tokens{formula}", _STACKED)
+    same = len({(layer.kind, layer.window) for layer in layers}) == 1 and not chunks
+    formula = f" ({len(layers)} layers x ({seen.exact:,} - 1) + 1)" if same else ""
+    says = _over_hops(r, seen.exact) if same and seen.context else f"a query sees at most {seen.exact:,} tokens itself"
+    if chunks and len({layer.window for layer in layers}) == 1:
+        says += ", and nothing crosses a chunk's border: all layers cut at the same places"
+    yield Finding(
+        name, "warning", f"{name} model: {says}. The stack's reach is {seen.reach:,} tokens{formula}", _STACKED
+    )
     if seen.context and seen.reach < seen.context:
         yield Finding(
             "reach-below-context",
@@ -127,6 +121,19 @@ def window_only(r: Reviewed) -> Iterator[Finding]:
             f"{seen.context:,}: what stands further back cannot influence the answer at all",
             _STACKED,
         )
+
+
+def _over_hops(r: Reviewed, window: int) -> str:
+    """Through how many layers exact recall goes at the context, all layers having the same window."""
+    context, layers = r.sight.context or 0, len(r.sight.bounded)
+    needed, whole = hops(context, window), (context - 1) // (window - 1) if window > 1 else 0
+    says = f"exact recall past {window:,} tokens goes "
+    if window == 1 or needed > layers:
+        return f"{says}from layer to layer, and {layers} layers are too few for {context:,} tokens"
+    if needed == whole or whole < 2:
+        return f"{says}through {needed} hops at {context:,} tokens"
+    far = whole * (window - 1) + 1
+    return f"{says}through {whole} hops, which bring {far:,} tokens to a query; all of {context:,} take {needed}"
 
 
 def recurrent_memory(r: Reviewed) -> Iterator[Finding]:

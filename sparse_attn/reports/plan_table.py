@@ -37,12 +37,12 @@ def bar(plan: Fit, *, width: int, colour: bool) -> Text:
         letters += [(name[0], BAR_COLOURS[name])] * (round(done * scale) - len(letters))
     letters += [("·", "")] * (room - len(letters))
     text = Text()
-    for place, (letter, shade) in enumerate(letters):
+    for place in range(room + 1):
         if place == end:
             text.append("|", style="bold")
-        text.append("█" if colour and shade else letter, style=shade if colour else "")
-    if end >= room:
-        text.append("|", style="bold")
+        if place < room:
+            letter, shade = letters[place]
+            text.append("█" if colour and shade else letter, style=shade if colour else "")
     return text
 
 
