@@ -72,6 +72,7 @@ REFUSED = (
     "entries, but num_hidden_layers",
     "but hybrid_override_pattern has",
     "expected 0 to 3",
+    "got 0",
 )
 
 
