@@ -126,7 +126,8 @@ def _family(text: Mapping[str, Any], outer: str | None) -> str | None:
 def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     for name in _NESTED:
         inner = config.get(name)
-        if isinstance(inner, Mapping) and ("num_hidden_layers" not in config or "hidden_size" not in config):
+        outside = name != "text_config" and "num_hidden_layers" in config and "hidden_size" in config
+        if isinstance(inner, Mapping) and inner and not outside:
             return _text_config(inner)
         if inner is not None and name == "text_config" and not isinstance(inner, Mapping):
             raise ValueError(f"config.json: text_config must be an object, got {type(inner).__name__}")

@@ -95,6 +95,9 @@ def read_gguf_config(path: Path) -> dict[str, Any]:
     names = {tensor.name for tensor in header.tensors}
     if whole:
         config["tie_word_embeddings"] = bool(names) and "output.weight" not in names
+    ahead = get.get("nextn_predict_layers")  # layers for multi-token prediction are counted among the blocks
+    if isinstance(ahead, int) and isinstance(config.get("num_hidden_layers"), int):
+        config["num_hidden_layers"] -= ahead
     _rope(config, get)
     _biases(config, names)
     _lists(config, get)

@@ -141,7 +141,7 @@ def rg_lru(hidden: int, width: int, heads: int, kernel: int) -> Mixer:
     """RG-LRU (De et al. 2024, arXiv:2402.19427): `width` numbers, gates that are block-diagonal over `heads`."""
     block = width // heads
     matrices = 3 * hidden * width + 2 * heads * block * block
-    extra = 2 * width + hidden + width + width + 2 * width
+    extra = 4 * width + hidden + 2 * heads * block
     return _mixer(
         "rg-lru",
         matrices=matrices,

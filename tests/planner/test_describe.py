@@ -71,6 +71,8 @@ def test_nested_and_flat_configs_agree():
     assert describe(nested).layers == describe(inner).layers
     assert describe(nested).model_type == "qwen3_5_moe"
     assert describe(nested).parameters.total == describe(inner).parameters.total - 97 * 48  # the head is the embedding
+    both = {**nested, "hidden_size": 9, "num_hidden_layers": 1}  # as some libraries write it: the inner one is meant
+    assert describe(both).layers == describe(inner).layers
     unnamed = {"model_type": "llama4", "text_config": {k: v for k, v in SMALL["llama4"].items() if k != "model_type"}}
     assert describe(unnamed).layers == describe(SMALL["llama4"]).layers
 

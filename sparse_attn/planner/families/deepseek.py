@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..blocks import Mixer, build_layer, gated_mlp
+from ..blocks import Mixer, build_layer, gated_mlp, small
 from ..fields import Fields
 from ..latent import latent_attention, read_latent, with_index
 from ..records import Inert, Weights
@@ -60,16 +60,19 @@ def indexer_types(f: Fields) -> list[str]:
 def sparse_after(f: Fields, first_dense: int | None = None) -> Callable[[int], Sequence[Weights]]:
     """`mlp_layer_types`; without it dense below `first_k_dense_replace` (or `first_dense`, if the class reads no such field).
 
-    `moe_layer_freq` above 1 would leave layers dense in between; the classes of transformers do not read it.
+    `moe_layer_freq` above 1 would leave layers dense in between, but the classes of transformers do not read it; only
+    V2's reads `mlp_bias`.
     """
     count = layer_count(f)
     types = f.listed("mlp_layer_types", length=count)
     first = first_dense
     if first is None:
         first = f.whole("first_k_dense_replace", default=0, least=0)
+    hidden = hidden_size(f)
     shared = (f.maybe_whole("n_shared_experts", "num_shared_experts", least=0) or 0) * f.whole("moe_intermediate_size")
-    routed = experts(f, shared=shared)
-    dense = gated_mlp(hidden_size(f), f.whole("intermediate_size"), bias=f.flag("mlp_bias"))
+    bias = f.family == "deepseek_v2" and f.flag("mlp_bias")
+    routed = (*experts(f, shared=shared), *small("shared experts", (2 * shared + hidden) * bias * bool(shared)))
+    dense = gated_mlp(hidden, f.whole("intermediate_size"), bias=bias)
 
     def feed(index: int) -> Sequence[Weights]:
         sparse = types[index] == "sparse" if types else index >= first

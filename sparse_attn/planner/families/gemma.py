@@ -9,7 +9,8 @@ from .stack import Stack, read_window
 
 def gemma(f: Fields) -> Stack:
     """Gemma 1: all full."""
-    return decoder(f, all_full(f), Shape(), same_mlp(f, bias=False))
+    bias = f.flag("attention_bias")
+    return decoder(f, all_full(f), Shape(qkv_bias=bias, out_bias=bias), same_mlp(f, bias=False))
 
 
 def gemma2(f: Fields) -> Stack:

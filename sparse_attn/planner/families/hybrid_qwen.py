@@ -101,7 +101,7 @@ def kimi_linear(f: Fields) -> Stack:
         )
         for index, kind in enumerate(types)
     )
-    return Stack(layers, widest(f), inert=tuple(unused_head_dim(f)))
+    return Stack(layers, widest(f), inert=tuple(unused_head_dim(f)), tied=False)  # its class ties nothing
 
 
 def _one_based(f: Fields, sub: Mapping[str, object], count: int) -> list[str]:

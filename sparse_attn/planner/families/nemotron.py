@@ -12,7 +12,8 @@ from .stack import LEGACY_TYPES, Stack, hidden_size, read_heads
 def nemotron_h(f: Fields) -> Stack:
     """One block a layer: M Mamba-2, * attention, - MLP, E experts (`hybrid_override_pattern` or `layers_block_type`).
 
-    Attention has no RoPE. `num_hidden_layers` must agree with the pattern.
+    Attention has no RoPE. `num_hidden_layers` must agree with the pattern. The class has a head of its own, whatever
+    `tie_word_embeddings` says.
     """
     hidden = hidden_size(f)
     types, source = _nemotron_types(f)
@@ -42,7 +43,7 @@ def nemotron_h(f: Fields) -> Stack:
     layers = tuple(
         build_layer(index, *parts[kind], norms=hidden, source=source, rope="none") for index, kind in enumerate(types)
     )
-    return Stack(layers, width)
+    return Stack(layers, width, tied=False)
 
 
 def _nemotron_types(f: Fields) -> tuple[list[str], str]:
@@ -83,5 +84,5 @@ def _nemotron_experts(f: Fields, hidden: int) -> tuple[Weights, ...]:
         *small("shared experts", (hidden + shared) * f.flag("mlp_bias")),
     )
     if latent:
-        parts += (whole("mlp", 2 * hidden * latent),)
+        parts += (whole("mlp", 2 * hidden * latent), *small("mlp", (hidden + latent) * f.flag("mlp_bias")))
     return parts

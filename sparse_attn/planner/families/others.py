@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..blocks import gated_mlp, moe, whole
+from ..blocks import gated_mlp, moe, small, whole
 from ..fields import Fields
 from ..records import Weights
 from .decoder import Shape, all_full, by_layer_types, decoder, experts, one_window, same_mlp
@@ -91,12 +91,14 @@ def ernie_moe(f: Fields) -> Stack:
         shared=shared * width,
         router_bias=f.whole("moe_num_experts"),
     )
+    routed += small("shared experts", (2 * shared * width + hidden) * bias * bool(shared))
     dense = gated_mlp(hidden, f.whole("intermediate_size"), bias=bias)
 
     def feed(index: int) -> Sequence[Weights]:
         return routed if (index + 1) % every == 0 and first <= index <= last else dense
 
-    return decoder(f, all_full(f), Shape(qkv_bias=bias, out_bias=bias), feed)
+    head = small("head", f.whole("vocab_size") * bias)
+    return decoder(f, all_full(f), Shape(qkv_bias=bias, out_bias=bias), feed, extra=head)
 
 
 def nemotron(f: Fields) -> Stack:

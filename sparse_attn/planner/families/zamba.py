@@ -32,6 +32,8 @@ def zamba2(f: Fields) -> Stack:
     keys = f.maybe_whole("num_key_value_heads") or queries
     dim = f.maybe_whole("attention_head_dim") or wide // queries
     inner, heads = f.whole("mamba_expand") * hidden, f.whole("n_mamba_heads")
+    if inner % heads:
+        raise f.fail(f"mamba_expand x hidden_size {inner} is not a multiple of n_mamba_heads {heads}")
     width = f.maybe_whole("intermediate_size") or 4 * hidden
     linear = mamba2_mixer(
         hidden,
