@@ -163,8 +163,8 @@ def _reach_lost(window: int, cut: int, stay: list[int], context: int) -> str:
             "and exact recall from afar is lost; the model was not trained for it"
         )
     return (
-        f"all {cut} full layers see {sees}: nothing further back than {reach:,} tokens reaches the last token, "
-        f"of {context:,}; the model was not trained for it"
+        f"all {cut} full layers see {sees}: nothing further back than {reach:,} tokens reaches the last token "
+        f"of {context:,} through them; the model was not trained for it"
     )
 
 

@@ -107,7 +107,7 @@ def cases(models):
     draw = random.Random(4)
     cards = gpus()
     found = []
-    for (index, (_, model)), again in itertools.product(enumerate(models), range(8)):
+    for (index, (_, model)), again in itertools.product(enumerate(models), range(6)):
         splits = [count for count in (1, 2, 4, 8) if count in allowed_splits(model)]
         asked = {
             "model": index,
