@@ -26,6 +26,7 @@ def inspect(
     model: Annotated[
         str,
         typer.Argument(
+            metavar="MODEL",
             help="A config.json, a folder with one, a GGUF file, or a model's id in the local Hugging Face cache.",
             show_default=False,
         ),

@@ -28,7 +28,10 @@ def resolve(source: str, *, assume: str | None, download: bool) -> Model:
     try:
         return describe(config, assume=assume)
     except ValueError as error:
-        raise ValueError(f"{source}: {str(error).removeprefix('config.json: ')}") from None
+        said = str(error)
+        raise ValueError(
+            source + said.removeprefix("config.json") if said.startswith("config.json") else f"{source}: {said}"
+        ) from None
 
 
 def name_of(source: str) -> str:

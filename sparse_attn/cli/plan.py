@@ -54,7 +54,7 @@ def plan(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL...",
+            metavar="MODEL",
             show_default=False,
             help="A config.json, a folder with one, a GGUF file, or a model's id in the local Hugging Face cache; or several.",
         ),
@@ -195,7 +195,7 @@ def _print_one(name: str, model: Model, found: Fit, card: Gpu, question: Questio
 
     from ..planner import findings
     from ..reports.inspect_table import findings_table
-    from ..reports.plan_table import BAR_COLOURS, bar, bill
+    from ..reports.plan_table import BAR_COLOURS, BAR_LETTERS, bar, bill
     from ..reports.plan_words import answer, bound_words, remedy_words
     from ..reports.sizes import tokens
 
@@ -206,7 +206,7 @@ def _print_one(name: str, model: Model, found: Fit, card: Gpu, question: Questio
     console.print()
     console.print(bar(found, width=console.width, colour=coloured))
     names = Text("  ").join(
-        Text.assemble(("█ " if coloured else f"{part[0]} = ", colour if coloured else ""), part)
+        Text.assemble(("█ " if coloured else f"{BAR_LETTERS[part]} = ", colour if coloured else ""), part)
         for part, colour in BAR_COLOURS.items()
     )
     console.print(Text.assemble(names, "  | = memory to be used"))

@@ -12,6 +12,7 @@ from ..planner import Fit, Model
 from .sizes import gb, kib, tokens
 
 BAR_COLOURS = {"weights": "#64748b", "growing KV": "#e3742b", "bounded state": "#2f6db5", "workspace": "#7d57b8"}
+BAR_LETTERS = {"weights": "w", "growing KV": "g", "bounded state": "b", "workspace": "x"}  # where there is no colour
 
 
 def parts(plan: Fit) -> dict[str, int]:
@@ -34,7 +35,7 @@ def bar(plan: Fit, *, width: int, colour: bool) -> Text:
     done = 0
     for name, size in parts(plan).items():
         done += size
-        letters += [(name[0], BAR_COLOURS[name])] * (round(done * scale) - len(letters))
+        letters += [(BAR_LETTERS[name], BAR_COLOURS[name])] * (round(done * scale) - len(letters))
     letters += [("·", "")] * (room - len(letters))
     text = Text()
     for place in range(room + 1):

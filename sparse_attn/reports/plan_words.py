@@ -72,5 +72,9 @@ def bound_words(plan: Fit) -> list[str]:
     return [
         f"{decode} (bound: {gb(bounds.traffic.total)} read for each step over {plan.gpu.bandwidth / 1e9:,.0f} GB/s)",
         f"prefill of {plan.context:,} tokens at least {seconds(bounds.prefill_seconds)} (bound: "
-        f"{bounds.prefill.total / 1e12:,.0f} TFLOP over {bounds.rate / 1e12:,.0f} TFLOP/s dense {bounds.rate_name})",
+        f"{_short(bounds.prefill.total / 1e12)} TFLOP over {bounds.rate / 1e12:,.0f} TFLOP/s dense {bounds.rate_name})",
     ]
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
