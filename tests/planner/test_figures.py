@@ -16,6 +16,7 @@ from sparse_attn.planner import (
     prefill_bytes,
     prefill_flops,
     weights_bytes,
+    weights_cost,
 )
 
 KIB, GB = 1024, 10**9
@@ -194,6 +195,31 @@ def test_quantized_checkpoints(name):
     plain = 2 * (2 * 128256 * 4096 + 65 * 4096)
     packed = found.parameters.total - plain // 2
     assert weights_bytes(found) == pytest.approx(packed * bits / 8 + plain, abs=10)
+
+
+SPARED = {
+    "gpt-oss": (
+        ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"],
+        ("attention",),
+    ),
+    "kimi-k2-thinking": (
+        ["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*", r"re:.*mlp\.(gate|up|gate_up|down)_proj.*"],
+        ("attention", "shared experts", "mlp"),
+    ),
+    "minimax": (["gate", "e_score_correction_bias", "lm_head"], ()),
+    "one layer only": (["model.layers.3.self_attn"], ()),
+}
+
+
+@pytest.mark.parametrize("name", SPARED)
+def test_modules_that_a_checkpoint_leaves_alone(name):
+    names, parts = SPARED[name]
+    given = {"quant_method": "fp8", "modules_to_not_convert": names}
+    found = weights_cost(model("DeepSeek-V3", quantization_config=given))
+    assert found.spared == parts
+    bits = {part: 8 * size / count for part, count, size in found.parts if part in ("experts", "shared experts")}
+    assert bits["experts"] == pytest.approx(8, abs=0.01)
+    assert bits["shared experts"] == pytest.approx(16 if "shared experts" in parts else 8, abs=0.01)
 
 
 class TestFlops:
