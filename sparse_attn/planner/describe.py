@@ -12,7 +12,7 @@ from .families import MODEL_TYPES, RULES, SAME_AS, llama
 from .families.stack import Stack
 from .fields import Fields, class_defaults
 from .quantization import read_dtype, read_quantization
-from .records import Layer, Model, Rope, Weights
+from .records import Inert, Layer, Model, Rope, Weights
 from .rope import read_context, read_rope
 
 _NESTED = ("text_config", "language_config", "llm_config", "thinker_config", "decoder")
@@ -88,7 +88,7 @@ def describe(config: Mapping[str, Any], *, assume: str | None = None) -> Model:
         stored_bytes=_stored(config, "_stored_bytes"),
     )
     notes += [*stack.notes, *_beside(config), *_other_count(config, model)]
-    return replace(model, notes=tuple(notes))
+    return replace(model, notes=tuple(notes), inert=(*model.inert, *_wide_windows(model)))
 
 
 def _outside(stack: Stack, f: Fields, *, tied: bool) -> tuple[Weights, ...]:
@@ -102,6 +102,16 @@ def _outside(stack: Stack, f: Fields, *, tied: bool) -> tuple[Weights, ...]:
         *(() if tied else (Weights("head", table, table, linear=False),)),
         *small("norms", norm),
     )
+
+
+def _wide_windows(model: Model) -> list[Inert]:
+    """A window that is as long as the context cuts nothing within it (Phi-3's)."""
+    context = model.advertised_context
+    wide = {layer.window for layer in model.layers if layer.kind == "sliding" and layer.window}
+    if context is None or not wide or min(wide) < context:
+        return []
+    why = f"no shorter than the advertised context of {context:,}, so it cuts nothing within it"
+    return [Inert("sliding_window", str(min(wide)), why, "max_position_embeddings")]
 
 
 def _other_count(config: Mapping[str, Any], model: Model) -> list[str]:

@@ -39,6 +39,9 @@ def test_inert_fields_are_told():
         "num_key_value_heads",
     }
     assert [one.field for one in describe({**LLAMA, "sliding_window": 7}).inert] == ["sliding_window"]
+    wide = describe({**SMALL["phi3"], "sliding_window": 256})
+    assert "cuts nothing" in wide.inert[0].reason
+    assert describe({**SMALL["phi3"], "sliding_window": 255}).inert == ()
 
 
 def test_gemma_without_layer_types():
