@@ -1,6 +1,7 @@
 """Figures derived by hand from the models' published widths, and those that others have published."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -232,14 +233,20 @@ class TestFlops:
         assert decode_flops(llama, n).attention == 32 * 4 * 32 * 128 * (n + 1)
 
     @pytest.mark.parametrize(
-        "name", ["Mistral-7B-v0.1", "Llama-4-Scout-17B-16E-Instruct", "DeepSeek-V3.2", "Qwen3.5-35B-A3B"]
+        ("name", "length"),
+        [
+            ("Mistral-7B-v0.1", 4200),
+            ("Llama-4-Scout-17B-16E-Instruct", 8300),
+            ("DeepSeek-V3.2", 2200),
+            ("Qwen3.5-35B-A3B", 300),
+        ],
     )
-    def test_prefill_is_the_sum_of_its_positions(self, name):
+    def test_prefill_is_the_sum_of_its_positions(self, name, length):
         """Closed forms against one query at a time: windows, chunks, top-k and states."""
         found = model(name)
-        length = 9000
-        one_by_one = sum(decode_flops(found, position).attention for position in range(length))
-        assert prefill_flops(found, length).attention == one_by_one
+        few = replace(found, layers=found.layers[:4])
+        one_by_one = sum(decode_flops(few, position).attention for position in range(length))
+        assert prefill_flops(few, length).attention == one_by_one
 
     def test_prefill_reads_weights_and_cache_once_a_step(self):
         llama = model("Llama-3.1-8B")
