@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from .blocks import small
 from .families import MODEL_TYPES, RULES, SAME_AS, llama
+from .families.stack import Stack
 from .fields import Fields, class_defaults
 from .quantization import read_dtype, read_quantization
-from .records import Layer, Model, Rope, Weights
+from .records import Inert, Layer, Model, Rope, Weights
 from .rope import read_context, read_rope
 
 _NESTED = ("text_config", "language_config", "llm_config", "thinker_config", "decoder")
@@ -33,7 +35,8 @@ def describe(config: Mapping[str, Any], *, assume: str | None = None) -> Model:
     """Resolve a config to its layers, as transformers' own classes would.
 
     Args:
-        config: What `read_config` gives: the JSON object, nested or not. Keys that begin with "_" are ignored.
+        config: What `read_config` gives: the JSON object, nested or not. Keys that begin with "_" are
+            ignored, but for those that `read_config` adds.
         assume: "full": a `model_type` without a rule is taken for a decoder of full-attention layers. None: it is an error.
 
     Raises:
@@ -52,38 +55,27 @@ def describe(config: Mapping[str, Any], *, assume: str | None = None) -> Model:
         raise ValueError(f"config.json: model_type must be a text, got {outer_type!r}")
     text = _text_config(config)
     family = _family(text, outer_type)
+    rule = RULES.get(family or "")
     notes: list[str] = []
-    if family in RULES:
-        rule = RULES[family]
-    elif assume == "full":
+    if rule is None and assume == "full":
         rule = llama.assumed_full
         notes.append(f"model_type {family!r} has no rule: every layer was assumed to be full attention")
-    else:
+    if rule is None:
         raise ValueError(_unknown(family, text))
     fields = Fields({key: value for key, value in text.items() if not key.startswith("_")}, family or "unknown")
     stack = rule(fields)
-    known = class_defaults().get(fields.family, {"theta": 10000.0 if assume else None})
+    known = class_defaults().get(fields.family, {"theta": 10000.0})
     rope = read_rope(fields, known.get("theta"), known.get("local_theta"))
     advertised = read_context(fields)
-    vocabulary = fields.whole("vocab_size")
-    hidden = fields.required("hidden_size")
-    outside = list(stack.extra)
-    if stack.embedding:
-        tied = _tied(config, text, fields) if stack.tied is None else stack.tied
-        table = vocabulary * hidden
-        outside.insert(0, Weights("embedding", table, table, linear=False, computes=tied))
-        if not tied and stack.head:
-            outside.append(Weights("head", table, table, linear=False))
-    if stack.final_norm:
-        outside.append(Weights("norms", stack.final_norm * hidden, stack.final_norm * hidden, False, False))
+    weights = _outside(stack, fields, tied=_tied(config, text, fields) if stack.tied is None else stack.tied)
     model = Model(
         model_type=str(outer_type or family or "unknown"),
         family=fields.family,
         layers=tuple(_with_theta(layer, rope) for layer in stack.layers),
-        hidden_size=hidden,
-        vocab_size=vocabulary,
+        hidden_size=fields.required("hidden_size"),
+        vocab_size=fields.whole("vocab_size"),
         intermediate_size=stack.width,
-        weights=tuple(outside),
+        weights=weights,
         dtype=read_dtype(config, text),
         quantization=read_quantization(config, text),
         advertised_context=advertised,
@@ -92,19 +84,46 @@ def describe(config: Mapping[str, Any], *, assume: str | None = None) -> Model:
         causal=stack.causal,
         inert=stack.inert,
         assumed=fields.assumed,
-        notes=(*notes, *stack.notes, *_beside(config, text)),
         state_dtype=_state_dtype(text),
         stored_bytes=_stored(config, "_stored_bytes"),
     )
+    notes += [*stack.notes, *_beside(config), *_other_count(config, model)]
+    return replace(model, notes=tuple(notes), inert=(*model.inert, *_wide_windows(model)))
+
+
+def _outside(stack: Stack, f: Fields, *, tied: bool) -> tuple[Weights, ...]:
+    """Embedding, what the family has outside its layers, head and final norm. A tied head is the embedding."""
+    hidden = f.required("hidden_size")
+    table = f.whole("vocab_size") * hidden
+    norm = stack.final_norm * hidden
+    return (
+        Weights("embedding", table, table, linear=False, computes=tied),
+        *stack.extra,
+        *(() if tied else (Weights("head", table, table, linear=False),)),
+        *small("norms", norm),
+    )
+
+
+def _wide_windows(model: Model) -> list[Inert]:
+    """A window that is as long as the context cuts nothing within it (Phi-3's)."""
+    context = model.advertised_context
+    wide = {layer.window for layer in model.layers if layer.kind == "sliding" and layer.window}
+    if context is None or not wide or min(wide) < context:
+        return []
+    why = f"no shorter than the advertised context of {context:,}, so it cuts nothing within it"
+    return [Inert("sliding_window", str(min(wide)), why, "max_position_embeddings")]
+
+
+def _other_count(config: Mapping[str, Any], model: Model) -> list[str]:
+    """A sentence if the weight files hold another number of parameters."""
     counted, stored = model.parameters.total, _stored(config, "_stored_parameters")
-    if stored is not None and abs(stored - counted) > counted / 1000:
-        told = f"the weight files hold {stored:,} parameters, the config amounts to {counted:,}"
-        return replace(model, notes=(*model.notes, told))
-    return model
+    if stored is None or abs(stored - counted) <= counted / 1000:
+        return []
+    return [f"the weight files hold {stored:,} parameters, the config amounts to {counted:,}"]
 
 
-def _beside(config: Mapping[str, Any], text: Mapping[str, Any]) -> list[str]:
-    """What the config names beside the language model, which alone is counted; and tensors that do not add up."""
+def _beside(config: Mapping[str, Any]) -> list[str]:
+    """A sentence if the config names parts beside the language model, which alone is counted."""
     found = [
         name.removesuffix("_config") for name in ("vision_config", "audio_config", "img_processor") if config.get(name)
     ]

@@ -166,9 +166,8 @@ def keys_of(score: Scores, position: int) -> int:
 def _both_ways(score: Scores, n: int) -> int:
     if score.rule == "full":
         return n * n
-    reach = min(score.size, n)  # a window of `size` keys around the query, clipped at both ends by half of it
-    half = reach // 2
-    return n * reach - half * (half + 1)
+    half = min(score.size // 2, n - 1)  # keys on each side of a query, clipped at both ends of the sequence
+    return n * (2 * half + 1) - half * (half + 1)
 
 
 def _multiplied(model: Model) -> tuple[int, int]:

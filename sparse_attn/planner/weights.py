@@ -17,7 +17,7 @@ _SPARED_BY = {  # what a name in modules_to_not_convert means in our parts
     "recurrence": ("mamba", "linear_attn", "mixer", "ssm"),
     "experts": ("experts",),
     "shared experts": ("shared_expert",),
-    "mlp": (".mlp",),
+    "mlp": (".mlp.", "mlp\\."),
 }
 
 
@@ -115,15 +115,16 @@ def _bits(part: Weights, chosen: str, model: Model, spared: tuple[str, ...]) -> 
 
 
 def _spared(names: tuple[str, ...]) -> tuple[str, ...]:
-    found = []
-    for part, words in _SPARED_BY.items():
-        if any(word in name for name in names for word in words if not _is_router(name) and _in_every_layer(name)):
-            found.append(part)
-    return tuple(found)
+    return tuple(
+        part for part, words in _SPARED_BY.items() if any(_names(part, word, name) for word in words for name in names)
+    )
 
 
-def _is_router(name: str) -> bool:
-    return any(word in name for word in ("router", "gate", "shared_expert_gate")) and "gate_proj" not in name
+def _names(part: str, word: str, name: str) -> bool:
+    """Whether a module's name (or pattern) stands for a part in every layer."""
+    router = any(known in name for known in ("router", "gate")) and "_proj" not in name
+    shared = "shared" in name and part != "shared experts"
+    return word in name and not router and not shared and _in_every_layer(name)
 
 
 def _in_every_layer(name: str) -> bool:

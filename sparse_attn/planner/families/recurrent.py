@@ -11,7 +11,7 @@ from .stack import Stack, hidden_size, layer_count, read_heads, read_layer_types
 def recurrent_gemma(f: Fields) -> Stack:
     """`block_types` repeats: recurrent (RG-LRU) or attention with a window of `attention_window_size` keys."""
     hidden, heads, count = hidden_size(f), read_heads(f), layer_count(f)
-    kinds = f.listed("block_types", "_block_types") or ["recurrent", "recurrent", "attention"]
+    kinds = f.listed("block_types") or ["recurrent", "recurrent", "attention"]
     for kind in kinds:
         if kind not in ("recurrent", "attention"):
             raise f.fail(f"block_types has {kind!r}, expected recurrent or attention")

@@ -24,7 +24,6 @@ class Stack:
         inert, notes: Findings of the rule.
         causal: False for encoders.
         tied: Overrides `tie_word_embeddings`; None: as the config says.
-        embedding, head: Whether `describe` adds a table of vocab_size x hidden_size at the bottom and at the top.
     """
 
     layers: tuple[Layer, ...]
@@ -35,8 +34,6 @@ class Stack:
     notes: tuple[str, ...] = ()
     causal: bool = True
     tied: bool | None = None
-    embedding: bool = True
-    head: bool = True
 
 
 @dataclass(frozen=True)
