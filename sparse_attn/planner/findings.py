@@ -1,7 +1,7 @@
 """What a review of a model's config would say: rules, each with a severity, the actual numbers, and a source.
 
-A rule is a function from a `Reviewed` to findings. The rules stand in three files: what layers see (`review_sight.py`),
-where positions end (`review_positions.py`), which fields mislead (`review_fields.py`).
+A rule is a function from a `Reviewed` to findings. The rules stand in four files: what layers see (`review_sight.py`), layers
+of some kinds (`review_kinds.py`), where positions end (`review_positions.py`), which fields mislead (`review_fields.py`).
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from .bill import check_count
 from .finding import SEVERITIES, Finding, Reviewed
 from .records import Model
 from .review_fields import FIELD_RULES
+from .review_kinds import KIND_RULES
 from .review_positions import POSITION_RULES
 from .review_sight import SIGHT_RULES
 from .sight import sight
 
 Rule = Callable[[Reviewed], Iterator[Finding]]
 
-RULES: tuple[Rule, ...] = (*SIGHT_RULES, *POSITION_RULES, *FIELD_RULES)
+RULES: tuple[Rule, ...] = (*SIGHT_RULES, *KIND_RULES, *POSITION_RULES, *FIELD_RULES)
 
 
 def findings(model: Model, context: int | None = None) -> tuple[Finding, ...]:

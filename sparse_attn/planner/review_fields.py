@@ -6,10 +6,17 @@ from collections.abc import Iterator
 
 from .finding import Finding, Reviewed
 
+# How `describe` begins these notes, or what is in them.
+_OTHER_WEIGHTS = "the weight files hold"
+_BESIDE = "only the language model is counted"
+_ASSUMED = "was assumed to be full attention"
+
 
 def inert_fields(r: Reviewed) -> Iterator[Finding]:
     """Fields that look important and do nothing."""
     for inert in r.model.inert:
+        if inert.source == "max_position_embeddings" and r.sight.wide:
+            continue  # `wide_windows` says it of the context that was asked for
         yield Finding("inert-field", "info", f"{inert.field}: {inert.value} is inert: {inert.reason}", inert.source)
 
 
@@ -73,15 +80,28 @@ def shared_layers(r: Reviewed) -> Iterator[Finding]:
         )
 
 
+def other_weights(r: Reviewed) -> Iterator[Finding]:
+    """Weight files that hold another number of parameters than the config amounts to."""
+    beside = any(note.startswith(_BESIDE) for note in r.model.notes)  # parts that are not counted explain it
+    for note in r.model.notes:
+        if note.startswith(_OTHER_WEIGHTS):
+            yield Finding(
+                "weight-files-differ",
+                "info" if beside else "warning",
+                note,
+                "config.json against the weight files' headers",
+            )
+
+
 def remarks(r: Reviewed) -> Iterator[Finding]:
     """What the family's rule has to say of the model or its layers."""
     layers = dict.fromkeys(layer.note for layer in r.model.layers if layer.note) if r.model.causal else {}
     for note in (*r.model.notes, *layers):
-        if "was assumed to be full attention" not in note:  # said above, as a warning
+        if not note.startswith(_OTHER_WEIGHTS) and _ASSUMED not in note:  # said by rules of their own
             yield Finding("remark", "info", note, f"transformers' class for {r.model.family}")
 
 
-FIELD_RULES = (assumed_layers, missing_fields, wide_windows, inert_fields, shared_layers, remarks)
+FIELD_RULES = (assumed_layers, missing_fields, wide_windows, inert_fields, shared_layers, other_weights, remarks)
 
 
 def _list(fields: list) -> str:  # type: ignore[type-arg]

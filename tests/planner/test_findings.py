@@ -126,6 +126,18 @@ def test_assumed():
 
 
 SOURCE = r"arXiv:\d{4}\.\d{5}|field |class|transformers|configuration_|modeling_|config\.json|max_position"
+
+
+def test_weight_files_that_hold_another_model():
+    config = {**DECODER, "model_type": "llama", "_stored_parameters": 5_000_000}
+    assert [one.severity for one in findings(describe(config)) if one.rule == "weight-files-differ"] == ["warning"]
+    beside = findings(describe({**config, "vision_config": {"hidden_size": 8}}))
+    assert [one.severity for one in beside if one.rule == "weight-files-differ"] == ["info"]
+    assert not [
+        one for one in findings(describe({**DECODER, "model_type": "llama"})) if one.rule == "weight-files-differ"
+    ]
+
+
 QUIET = [
     "Llama-3.1-8B",
     "Qwen3-Next-80B-A3B",
