@@ -13,6 +13,8 @@ from .._version import __version__
 from .console import say_error
 from .demo import demo
 from .generate import generate
+from .inspect import inspect
+from .plan import plan
 from .show import show
 
 BAD_INPUT = 2
@@ -95,10 +97,13 @@ def options(
         bool, typer.Option("--traceback", help="Show where in the code an error came from, not only its sentence.")
     ] = False,
 ) -> None:
-    """Long-context attention through patterns: see one, read with one, or measure what one keeps."""
+    """Long-context attention: what a model can see and needs; patterns to see, to read with, and to measure."""
 
 
 app.command()(show)
+app.command()(inspect)
+app.command()(plan)
+
 app.command()(generate)
 app.command()(demo)
 
