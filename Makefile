@@ -41,7 +41,7 @@ test-gpu: ## on a machine with a GPU, whatever PyTorch is there: kernels against
 	fi
 
 bench-gpu: ## time the kernels against their peers, answers checked first; writes benchmarks/results/<gpu>/
-	PYTHONPATH=. $(GPU_PYTHON) benchmarks/gpu_attention.py
+	PYTHONPATH=. $(GPU_PYTHON) -m sparse_attn bench --out benchmarks/results
 
 lint: $(STAMP) ## ruff, mypy, import rules
 	@echo "== lint"

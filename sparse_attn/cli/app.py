@@ -10,6 +10,7 @@ import typer
 import typer.core
 
 from .._version import __version__
+from .bench import bench
 from .console import say_error
 from .demo import demo
 from .generate import generate
@@ -106,6 +107,7 @@ app.command()(plan)
 
 app.command()(generate)
 app.command()(demo)
+app.command()(bench)
 
 
 def main() -> None:

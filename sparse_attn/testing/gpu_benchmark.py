@@ -1,26 +1,19 @@
 """Attention on a GPU: ours against PyTorch's dense and compiled sparse attention, checked first, in one process.
 
-    python benchmarks/gpu_attention.py [--out benchmarks/results] [--only NAME ...] [--no-peers]
-
 For each shape the answer comes first: output and gradients on a shorter sequence against masked attention in float32,
 and sampled rows of the output at the shape itself. Then forward and backward passes are timed: medians, with the 20th and
 80th percentiles, of `triton.testing.do_bench`. TFLOP/s count kept pairs only, extra keys included and of random blocks the
 whole blocks: 4 * Hq * D * pairs forward, 2.5 times that backward. "overhead" is the peak of memory beyond inputs, outputs
-and gradients, as a share of them. flash-attn-4 runs where it is installed. Writes OUT/<gpu>/attention.json.
+and gradients, as a share of them. flash-attn-4 runs where it is installed.
 """
 
-import argparse
-import json
 import math
-import os
 import platform
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial, reduce
 from operator import or_
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,10 +23,16 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from triton.testing import do_bench
 
-from sparse_attn import Anchors, Pattern, Random, attention, parse
+from sparse_attn.ops import attention
+from sparse_attn.patterns import Anchors, Pattern, Random, parse
+
+# Both give a tensor or, if asked, a pair; here it is always the tensor.
+attend: Callable[..., Any] = attention
+attend_dense: Callable[..., Any] = torch.nn.functional.scaled_dot_product_attention
 
 CHECKED_LENGTH = 3000
 SAMPLED_ROWS = 32
+K = 1024
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,10 @@ class Shape:
     fa4: bool = False
 
     @property
+    def name(self) -> str:
+        return f"{self.pattern} {self.T // K}K D{self.D}"
+
+    @property
     def pairs(self) -> int:
         pattern = parse(self.pattern)
         blocks = [term for term in pattern.terms if isinstance(term, Random)]
@@ -61,7 +64,6 @@ class Shape:
         return rest + whole + pattern.extra_keys * self.T
 
 
-K = 1024
 SHAPES = [
     *(Shape("window(2048)", n * K, 32, 8, 128) for n in (1, 2)),
     *(Shape("window(2048)", n * K, 32, 8, 128, flex=True, fa4=True) for n in (4, 32, 128)),
@@ -78,22 +80,37 @@ SHAPES = [
 ]  # fmt: skip
 
 
-def main() -> int:
-    options = _options()
+def run_benchmark(only: Sequence[str] = (), *, peers: bool = True) -> Iterator[dict[str, Any]]:
+    """Results that grow by a row a shape, as `sparse-attn bench` writes them.
+
+    Args:
+        only: Beginnings of names, such as "window(2048) 32K D128"; none: all shapes.
+        peers: Time other implementations beside ours.
+
+    Raises:
+        NotImplementedError: there is no CUDA device.
+        AssertionError: an answer is wrong; nothing is timed then.
+    """
+    if not torch.cuda.is_available():
+        raise NotImplementedError("bench: there is no CUDA device that PyTorch sees, and the CPU is not what it times")
+    chosen = [shape for shape in SHAPES if not only or shape.name.startswith(tuple(only))]
+    if not chosen:
+        raise ValueError(f"only must begin one of {', '.join(shape.name for shape in SHAPES)}; got {', '.join(only)}")
     torch.manual_seed(0)
-    rows = []
-    for shape in SHAPES:
-        if options.only and not any(
-            f"{shape.pattern} {shape.T // K}K D{shape.D}".startswith(name) for name in options.only
-        ):
-            continue
+    rows: list[dict[str, Any]] = []
+    for shape in chosen:
         checked = check(shape)
-        times = measure(shape, options.peers)
-        row = asdict(shape) | {"pairs": shape.pairs, "error": checked, "overhead": overhead(shape), "times": times}
-        rows.append(row)
-        print(_line(row), flush=True)
-        _write(options.out, rows)
-    return 0
+        times = measure(shape, peers)
+        rows.append(
+            asdict(shape) | {"pairs": shape.pairs, "error": checked, "overhead": overhead(shape), "times": times}
+        )
+        yield {
+            "gpu": torch.cuda.get_device_name(),
+            "date": datetime.now(UTC).date().isoformat(),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__},
+            "units": "milliseconds: median, 20th and 80th percentile",
+            "rows": rows,
+        }
 
 
 def check(shape: Shape) -> dict[str, float]:
@@ -105,11 +122,11 @@ def check(shape: Shape) -> dict[str, float]:
     pattern = parse(shape.pattern)
     length = min(shape.T, CHECKED_LENGTH)
     inputs, extra = _inputs(shape, length), _extra(shape, length)
-    out = attention(*inputs, pattern, causal=shape.causal, **extra)
+    out = attend(*inputs, pattern, causal=shape.causal, **extra)
     leaves = [*inputs, *extra.values()]
-    wide = [tensor.detach().float().requires_grad_() for tensor in leaves]
+    wide: list[Any] = [tensor.detach().float().requires_grad_() for tensor in leaves]
     wide_extra = dict(zip(extra, wide[3:], strict=True))
-    expected = attention(*wide[:3], pattern, causal=shape.causal, implementation="reference", **wide_extra)
+    expected = attend(*wide[:3], pattern, causal=shape.causal, implementation="reference", **wide_extra)
     weight = torch.randn_like(expected)
     out.backward(weight.bfloat16())
     expected.backward(weight)
@@ -124,7 +141,7 @@ def check(shape: Shape) -> dict[str, float]:
 
 def _sampled_error(shape: Shape, pattern: Pattern) -> float:
     q, k, v = (tensor.detach() for tensor in _inputs(shape, shape.T))
-    out = attention(q, k, v, pattern, causal=shape.causal)
+    out = attend(q, k, v, pattern, causal=shape.causal)
     chosen = np.unique(np.linspace(0, shape.T - 1, SAMPLED_ROWS).astype(np.int64))
     j = np.arange(shape.T)[None, :]
     keep = np.zeros((len(chosen), shape.T), dtype=bool)
@@ -132,7 +149,7 @@ def _sampled_error(shape: Shape, pattern: Pattern) -> float:
         keep |= term.keeps(chosen[:, None], j, shape.T, shape.causal)
     if shape.causal:
         keep &= j <= chosen[:, None]
-    expected = torch.nn.functional.scaled_dot_product_attention(
+    expected = attend_dense(
         q[:, chosen].float().transpose(1, 2),
         k.float().transpose(1, 2),
         v.float().transpose(1, 2),
@@ -150,7 +167,7 @@ def overhead(shape: Shape) -> float:
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    out = attention(*inputs, pattern, causal=shape.causal, **extra)
+    out = attend(*inputs, pattern, causal=shape.causal, **extra)
     torch.autograd.grad(out, leaves, torch.empty_like(out).normal_())
     given = sum(tensor.nbytes for tensor in leaves)
     own = 2 * given + 2 * out.nbytes  # inputs and their gradients, the output and its gradient
@@ -161,20 +178,18 @@ def measure(shape: Shape, peers: bool) -> dict[str, dict[str, list[float]]]:
     """Milliseconds by implementation and pass: median, 20th and 80th percentile."""
     pattern = parse(shape.pattern)
     (q, k, v), extra = _inputs(shape, shape.T), _extra(shape, shape.T)
-    run = partial(attention, q, k, v, pattern, causal=shape.causal, **extra)
+    run = partial(attend, q, k, v, pattern, causal=shape.causal, **extra)
     times = {"sparse-attn": _time(run, (q, k, v, *extra.values()), True)}
     if not peers:
         return times
     if shape.fa4 and (flash := _fa4(shape)) is not None:
         times["flash-attn-4"] = _time(partial(flash, q, k, v), (q, k, v), True)
-    flipped = [tensor.detach().transpose(1, 2).contiguous().requires_grad_() for tensor in (q, k, v)]
+    flipped: list[Any] = [tensor.detach().transpose(1, 2).contiguous().requires_grad_() for tensor in (q, k, v)]
     if shape.dense:
         for name, backend in (("SDPA flash", SDPBackend.FLASH_ATTENTION), ("SDPA cuDNN", SDPBackend.CUDNN_ATTENTION)):
             with sdpa_kernel(backend):
                 times[name] = _time(
-                    lambda: torch.nn.functional.scaled_dot_product_attention(
-                        *flipped, is_causal=shape.causal, enable_gqa=True
-                    ),
+                    lambda: attend_dense(*flipped, is_causal=shape.causal, enable_gqa=True),
                     flipped,
                     shape.T <= 32 * K,
                 )
@@ -185,7 +200,7 @@ def measure(shape: Shape, peers: bool) -> dict[str, dict[str, list[float]]]:
 
 def _fa4(shape: Shape) -> Callable[..., Tensor] | None:
     try:
-        from flash_attn.cute import flash_attn_func
+        from flash_attn.cute import flash_attn_func  # type: ignore[import-not-found]
     except ImportError:
         return None
     if shape.pattern == "full()":
@@ -194,7 +209,7 @@ def _fa4(shape: Shape) -> Callable[..., Tensor] | None:
     return lambda q, k, v: flash_attn_func(q, k, v, window_size=sides)[0]
 
 
-def _flex(shape: Shape, inputs: list[Tensor]) -> Callable[[], Tensor]:
+def _flex(shape: Shape, inputs: list[Any]) -> Callable[[], Tensor]:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     torch._dynamo.reset()
@@ -208,7 +223,7 @@ def _flex(shape: Shape, inputs: list[Tensor]) -> Callable[[], Tensor]:
         return near & (j <= i) if shape.causal else near
 
     mask = create_block_mask(kept, None, None, shape.T, shape.T, device="cuda", _compile=True)
-    compiled = torch.compile(flex_attention)
+    compiled: Any = torch.compile(flex_attention)
     return lambda: compiled(*inputs, block_mask=mask, enable_gqa=True)
 
 
@@ -226,12 +241,12 @@ def _time(run: Callable[[], Tensor], inputs: Any, backward: bool) -> dict[str, l
     return times
 
 
-def _inputs(shape: Shape, n: int) -> list[Tensor]:
+def _inputs(shape: Shape, n: int) -> list[Any]:
     heads = (shape.Hq, shape.Hkv, shape.Hkv)
     return [torch.randn(1, n, h, shape.D, device="cuda", dtype=torch.bfloat16).requires_grad_() for h in heads]
 
 
-def _extra(shape: Shape, n: int) -> dict[str, Tensor]:
+def _extra(shape: Shape, n: int) -> dict[str, Any]:
     anchors = next((term for term in parse(shape.pattern).terms if isinstance(term, Anchors)), None)
     if anchors is None:
         return {}
@@ -247,7 +262,8 @@ def _error(got: Tensor | None, expected: Tensor | None) -> float:
     return math.inf if math.isnan(error) else error
 
 
-def _line(row: dict[str, Any]) -> str:
+def describe_row(row: dict[str, Any]) -> str:
+    """One line of text for a row of the results."""
     flops = 4 * row["Hq"] * row["D"] * row["pairs"]
     parts = []
     for name, times in row["times"].items():
@@ -259,33 +275,5 @@ def _line(row: dict[str, Any]) -> str:
                 shown.append(f"{step} {median:.3f} ms{rate}")
         parts.append(" ".join(shown))
     form = "causal" if row["causal"] else "bidirectional"
-    parts.append(f"overhead {row['overhead']:.1%}")
+    parts.append(f"memory beyond the tensors {row['overhead']:.1%}")
     return f"{row['pattern']} {form} T={row['T']} Hq={row['Hq']} Hkv={row['Hkv']} D={row['D']}: " + "; ".join(parts)
-
-
-def _write(out: Path, rows: list[dict[str, Any]]) -> None:
-    name = torch.cuda.get_device_name()
-    folder = out / ("h100" if "H100" in name else name.lower().replace(" ", "-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    result = {
-        "gpu": name,
-        "date": datetime.now(UTC).date().isoformat(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__},
-        "units": "milliseconds: median, 20th and 80th percentile",
-        "rows": rows,
-    }
-    partial = folder / "attention.json.partial"
-    partial.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(partial, folder / "attention.json")
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--only", nargs="*", default=[], help='shapes whose name begins so: "window(2048) 32K D128"')
-    parser.add_argument("--no-peers", dest="peers", action="store_false", help="sparse-attn alone")
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    sys.exit(main())
