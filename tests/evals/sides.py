@@ -1,6 +1,7 @@
 """Tokenizers made of nothing, which can give back the text: what an oracle reads is what a model would be given."""
 
 import re
+import zlib
 
 
 class Letters:
@@ -20,7 +21,7 @@ class Words:
     """Tokens of up to five letters, with the space before them, as a trained tokenizer's are; single other characters."""
 
     def __init__(self):
-        self.numbers, self.parts = {}, []
+        self.parts = {}
 
     def encode(self, text):
         found = re.findall(r" ?[A-Za-z]{1,5}| ?[^\sA-Za-z]|\s", text)
@@ -28,10 +29,9 @@ class Words:
         return [self._number(part) for part in found]
 
     def _number(self, part):
-        if part not in self.numbers:
-            self.numbers[part] = len(self.parts)
-            self.parts.append(part)
-        return self.numbers[part]
+        number = zlib.crc32(part.encode())  # the same whatever was read before
+        assert self.parts.setdefault(number, part) == part
+        return number
 
     def chat_frame(self):
         return "<user>", "<model>"
