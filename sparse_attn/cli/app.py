@@ -12,6 +12,7 @@ import typer.core
 from .._version import __version__
 from .console import say_error
 from .demo import demo
+from .eval import evaluate
 from .generate import generate
 from .show import show
 
@@ -101,6 +102,7 @@ def options(
 app.command()(show)
 app.command()(generate)
 app.command()(demo)
+app.command("eval")(evaluate)
 
 
 def main() -> None:

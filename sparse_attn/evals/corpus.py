@@ -18,6 +18,7 @@ class Corpus:
 
     def __init__(self, side: TextSide, text: Sequence[str] | None = None) -> None:
         self.side = side
+        self.own = text  # None: the book
         self.text = [part for part in paragraphs(book_text()) if not is_heading(part)] if text is None else list(text)
         if not self.text:
             raise ValueError("text must have at least one paragraph, got none")

@@ -24,7 +24,7 @@ def summarize(plan: Plan, entries: Sequence[Entry], *, margin: float | None = No
         margin: How much smaller a share of right answers still counts as no worse; None: no verdict is asked for.
 
     Returns:
-        `tasks`, `rows`, `cells` (by length and depth), `scores` (by length, and of all lengths together), `comparisons`
+        `tasks`, `rows`, `cells` (by length and depth), `by_depth`, `scores` (by length, and of all lengths together), `comparisons`
         (each row with dense, by task), `advice` (prompts and places compared with each other), `perplexity`, `costs`, and
         with a margin a `verdict`.
     """
@@ -45,6 +45,11 @@ def summarize(plan: Plan, entries: Sequence[Entry], *, margin: float | None = No
                 *_grouped(answers, "task", "prompt", "row", "length"),
                 *(((*key, None), group) for key, group in _grouped(answers, "task", "prompt", "row")),
             ]
+        ],
+        "by_depth": [
+            dict(zip(("task", "prompt", "row", "depth"), key, strict=True)) | _score(group)
+            for key, group in _grouped(answers, "task", "prompt", "row", "depth")
+            if key[-1] is not None
         ],
         "comparisons": comparisons,
         "advice": _prompt_advice(plan, answers) + _place_advice(plan, answers),
