@@ -160,7 +160,7 @@ def test_answers_to_other_prompts_are_not_taken_over(tmp_path):
     [
         ({"tasks": ("needle", "noodle")}, "unknown task 'noodle': there are needle, multi_key"),
         ({"lengths": (30_000,)}, "length 30,000 exceeds the model's context of 20,000 tokens"),
-        ({"lengths": (19_990,)}, "length 19,990 and an answer of 16 tokens to needle exceed"),
+        ({"lengths": (19_990,)}, "length 19,990 and an answer of 32 tokens to needle exceed"),
         ({"lengths": (30,)}, "length must leave room for text"),
         ({"prompts": ("plain", "loud")}, "unknown prompt 'loud'"),
         ({"tasks": ("perplexity",), "lengths": (100,)}, "length of perplexity must be at least 128"),

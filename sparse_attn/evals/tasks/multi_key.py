@@ -22,7 +22,7 @@ def generate(corpus: Corpus, request: Request) -> Sample:
     hidden = hide_facts(corpus, request, draws, list(zip(depths, facts, strict=True)), question)
     return Sample(
         NAME, request, hidden.tokens, hidden.facts[:1], (facts[0],), question, (values[0],), chance=1 / count,
-        choices=tuple(values), answer_tokens=answer_room(16, request),
+        choices=tuple(values), answer_tokens=answer_room(32, request),
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ def generate(corpus: Corpus, request: Request) -> Sample:
     hidden = hide_facts(corpus, request, draws, list(zip(depths, facts, strict=True)), question)
     return Sample(
         NAME, request, hidden.tokens, hidden.facts[:count], tuple(facts[:count]), question, tuple(values[:count]),
-        chance=1 / comb(2 * count, count), choices=tuple(values), answer_tokens=answer_room(12 * count, request),
+        chance=1 / comb(2 * count, count), choices=tuple(values), answer_tokens=answer_room(24 + 12 * count, request),
     )  # fmt: skip
 
 

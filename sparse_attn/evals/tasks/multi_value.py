@@ -25,7 +25,7 @@ def generate(corpus: Corpus, request: Request) -> Sample:
     hidden = hide_facts(corpus, request, draws, list(zip(depths, facts, strict=True)), question)
     return Sample(
         NAME, request, hidden.tokens, hidden.facts, tuple(facts), question, tuple(values),
-        answer_tokens=answer_room(12 * count, request),
+        answer_tokens=answer_room(24 + 12 * count, request),
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ def generate(corpus: Corpus, request: Request) -> Sample:
     hidden = hide_facts(corpus, request, draws, [(depth_of(request), fact)], question)
     return Sample(
         NAME, request, hidden.tokens, hidden.facts, (fact,), question, (secret,),
-        answer_tokens=answer_room(16 if request.difficulty == 1 else 48, request),
+        answer_tokens=answer_room(32 if request.difficulty == 1 else 64, request),
     )  # fmt: skip
 
 
