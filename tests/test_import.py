@@ -36,6 +36,20 @@ try:
 except SystemExit as exit:
     assert not exit.code, exit.code
 """,
+    "tasks": """
+from sparse_attn.evals import plan, runner, summary
+from sparse_attn.evals.tasks import TASKS, token_level
+assert "needle" in TASKS
+""",
+    "eval's help": """
+import sys
+from sparse_attn.cli import main
+sys.argv = ["sparse-attn", "eval", "--help"]
+try:
+    main()
+except SystemExit as exit:
+    assert not exit.code, exit.code
+""",
     "help": """
 import sys
 from sparse_attn.cli import main

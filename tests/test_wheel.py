@@ -154,5 +154,5 @@ import sparse_attn.hf
 
 
 def test_every_command_explains_itself(full):
-    for command in ["show", "generate", "demo"]:
+    for command in ["show", "generate", "demo", "eval"]:
         assert "sparse-attn" in full.command(command, "--help")
