@@ -7,7 +7,7 @@ import pytest
 
 from ..tiny_model import tiny_model, tiny_tokenizer
 
-SMALL = ["--lengths", "900,1000", "--depths", "2", "--pattern", "window(64),window(32) | sinks(4)"]
+SMALL = ["--lengths", "500,600", "--depths", "2", "--pattern", "window(64),window(32) | sinks(4)"]
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_json_and_reports(run, small):
     found = json.loads(result.stdout)
     assert [row["name"] for row in found["rows"]] == ["dense", "window(64)", "window(32) | sinks(4)"]
     assert {(cell["row"], cell["length"], cell["depth"]) for cell in found["cells"]} == {
-        (row["name"], length, depth) for row in found["rows"] for length in (900, 1000) for depth in (0.0, 1.0)
+        (row["name"], length, depth) for row in found["rows"] for length in (500, 600) for depth in (0.0, 1.0)
     }
     assert all(150 < table["perplexity"] < 400 for table in found["perplexity"])  # of 260 tokens, guessed at random
     assert all("near chance" in comparison["words"] for comparison in found["comparisons"])
@@ -110,7 +110,7 @@ def test_a_model_without_a_chat_template(run, small, monkeypatch):
 
 
 def test_advice_is_paired(run, small):
-    result = run("eval", *SMALL, "--place", "start,middle,end", "--lengths", "1000", "--json")
+    result = run("eval", *SMALL, "--place", "start,middle,end", "--lengths", "600", "--json")
     advice = json.loads(result.stdout)["advice"]
     assert {(found["kind"], found["first"], found["second"]) for found in advice} == {
         ("place", "middle", "start"), ("place", "middle", "end"),
