@@ -18,7 +18,13 @@ def in_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def small(monkeypatch, in_folder):
-    """The command over a tiny model of 1,100 tokens of context, one token a byte."""
+    """The command over a tiny model of 1,100 tokens of context, one token a byte, which writes three at most."""
+    from sparse_attn.hf.measure import HfReader
+
+    read_many = HfReader.read_many
+    monkeypatch.setattr(
+        HfReader, "read_many", lambda self, prompts, answer_tokens: read_many(self, prompts, answer_tokens=3)
+    )
     command = __import__("sparse_attn.cli.eval", fromlist=["evaluate"])
     monkeypatch.setattr(command, "load", lambda name: (tiny_model(context=1100), tiny_tokenizer()))
     return in_folder
