@@ -22,6 +22,8 @@ from sparse_attn.testing.signatures import check_on_return
 # Rooms of tensors. Not `kernels`: Triton compiles a jit function from its own source, which a wrapper would hide.
 CHECKED_ROOMS = ["cache", "cpu", "hf", "models", "nn", "ops", "reference"]
 
+collect_ignore_glob = ["sparse_attn/serve/lm_eval/*"]  # needs an optional package, and shows no examples
+
 CHECKER = f"{check_on_return.__module__}.{check_on_return.__name__}"
 
 install_import_hook([f"sparse_attn.{room}" for room in CHECKED_ROOMS], CHECKER)

@@ -34,7 +34,7 @@ def main() -> int:
 
 def with_tables(readme: str) -> str:
     """The README with every generated part made anew."""
-    parts = {"performance": performance(), "quality": quality()}
+    parts = {"performance": performance(), "kept": kept(), "quality": quality()}
     for name, text in parts.items():
         begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
         before, rest = readme.split(begin)
@@ -134,6 +134,35 @@ def quality() -> str:
             f"| {longest['cache_bytes'] / longest['dense_cache_bytes']:.0%} | {sum(needles)} of {len(needles)} "
             f"| {longest['perplexity']:.1f} |"
         )
+    return "\n".join(lines) + "\n"
+
+
+def kept() -> str:
+    """What `sparse-attn eval` found of the embedded model: needles by length, and perplexity."""
+    needles = json.loads((RESULTS / "cpu" / "eval_needle.json").read_text())
+    texts = json.loads((RESULTS / "cpu" / "eval_perplexity.json").read_text())
+    perplexity = {table["row"]: table for table in texts["perplexity"]}
+    scores = {(score["row"], score["length"]): score for score in needles["scores"]}
+    lengths = needles["lengths"]
+    text = next(iter(perplexity.values()))
+    pieces = "one piece" if text["pieces"] == 1 else f"{text['pieces']} pieces"
+    depths = len({cell["depth"] for cell in needles["cells"]})
+    names = ", ".join(f"{length // 1024}K" for length in lengths)
+    lines = [
+        f"SmolLM2-135M-Instruct is asked for a needle at each of {depths} depths of {names} tokens, and reads {pieces} of *War and "
+        f"Peace* of {text['length'] // 1024}K tokens: `sparse-attn eval --depths {depths} --html eval.html` and `sparse-attn eval "
+        f"--tasks perplexity --lengths {text['length'] // 1024}k --samples {text['pieces']}`, {needles['about']['date'][:10]}, on "
+        "two CPU threads. p: exact paired test against dense.",
+        "",
+        "| row | perplexity | " + " | ".join(f"needles at {length // 1024}K" for length in lengths) + " | all | p |",
+        "|---" * (len(lengths) + 4) + "|",
+    ]
+    tests = {found["row"]: found["p"] for found in needles["comparisons"]}
+    for row in (row["name"] for row in needles["rows"]):
+        cells = [f"{scores[row, length]['right']} of {scores[row, length]['n']}" for length in [*lengths, None]]
+        p = f"{tests[row]:.2g}" if row in tests else ""
+        name = "dense" if row == "dense" else _code(row)
+        lines.append(f"| {name} | {perplexity[row]['perplexity']:.1f} | {' | '.join(cells)} | {p} |")
     return "\n".join(lines) + "\n"
 
 

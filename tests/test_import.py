@@ -50,6 +50,13 @@ pattern.reach(4)
     "inspect as JSON and a page": command("inspect", MODEL, "--json", "--html", "page.html"),
     "plan": command("plan", MODEL, "--gpu", "a100-80gb", "--context", "256k"),
     "plan as a page": command("plan", MODEL, MODEL, "--html", "page.html"),
+    "tasks": """
+from sparse_attn.evals import plan, runner, summary
+from sparse_attn.evals.tasks import TASKS, token_level
+assert "needle" in TASKS
+""",
+    "eval's help": command("eval", "--help"),
+    "bench's help": command("bench", "--help"),
     "help": command("--help"),
 }
 

@@ -158,5 +158,5 @@ import sparse_attn.hf
 
 
 def test_every_command_explains_itself(full):
-    for command in ["show", "inspect", "plan", "generate", "demo"]:
+    for command in ["show", "inspect", "plan", "generate", "demo", "eval", "bench"]:
         assert "sparse-attn" in full.command(command, "--help")

@@ -13,6 +13,7 @@ from .._version import __version__
 from .bench import bench
 from .console import say_error
 from .demo import demo
+from .eval import evaluate
 from .generate import generate
 from .inspect import inspect
 from .plan import plan
@@ -108,6 +109,7 @@ app.command()(plan)
 app.command()(generate)
 app.command()(demo)
 app.command()(bench)
+app.command("eval")(evaluate)
 
 
 def main() -> None:

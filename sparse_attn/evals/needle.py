@@ -12,8 +12,8 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
+from .haystack import hide
 from .reader import TextSide
 
 
@@ -72,28 +72,13 @@ def hide_needle(
     Raises:
         ValueError: a depth outside 0 to 1, a text that is too short, or a length that has no room for any text.
     """
-    if not 0 <= depth <= 1:
-        raise ValueError(f"depth must be from 0 to 1, got {depth}")
     before, after = side.chat_frame()
-    head = side.encode(before + wording.opening)
-    tail = side.encode("\n\n" + wording.question + after)
-    needle = side.encode(wording.needle.format(secret=secret))
-    room = length - len(head) - len(needle) - len(tail)
-    if room < 1:
-        raise ValueError(f"length must leave room for text: the prompt's frame and needle take {length - room} tokens, "
-                         f"got {length}")  # fmt: skip
-    ends = list(accumulate(map(len, haystack), initial=0))
-    if ends[-1] < room:
-        raise ValueError(f"the text has {ends[-1]:,} tokens, but a prompt of {length:,} needs {room:,} of them")
-    cut = min((end for end in ends if end <= room), key=lambda end: abs(end - depth * room))
-    text = [token for paragraph in haystack for token in paragraph][:room]
-    start = len(head) + cut
-    return NeedlePrompt(
-        tokens=(*head, *text[:cut], *needle, *text[cut:], *tail),
-        text=(range(len(head), start), range(start + len(needle), len(head) + len(needle) + room)),
-        needle=range(start, start + len(needle)),
-        secret=secret,
-    )
+    hidden = hide(
+        side, haystack, [(depth, wording.needle.format(secret=secret))], length=length,
+        head=before + wording.opening, tail="\n\n" + wording.question + after,
+    )  # fmt: skip
+    (needle,) = hidden.facts
+    return NeedlePrompt(hidden.tokens, (hidden.text[0], hidden.text[1]), needle, secret)
 
 
 def encode_paragraphs(side: TextSide, text: Sequence[str], tokens: int) -> list[list[int]]:

@@ -24,6 +24,10 @@ class Reading(Protocol):
         """Sum over the scored tokens of -ln p(token | what stands before it)."""
 
     @property
+    def surprise_by_part(self) -> Sequence[float]:
+        """The same, of each scored range by itself."""
+
+    @property
     def scored_tokens(self) -> int:
         """How many tokens that sums over."""
 
@@ -74,6 +78,9 @@ class Reader(TextSide, Protocol):
 
     def read(self, tokens: Sequence[int], *, scored: Sequence[range] = (), answer_tokens: int = 16) -> Reading:
         """Read a prompt, score the tokens at the positions in `scored`, and answer greedily."""
+
+    def read_many(self, prompts: Sequence[Sequence[int]], *, answer_tokens: int = 16) -> list[str]:
+        """Read prompts of one length at once, and answer each greedily."""
 
     def cost(self, patterns: Patterns, tokens: int) -> Cost:
         """What reading that many tokens through these patterns costs; by arithmetic, nothing is run."""

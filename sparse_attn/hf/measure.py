@@ -29,8 +29,12 @@ class Reading:
 
     answer: str
     prefill_seconds: float
-    surprise: float
+    surprise_by_part: tuple[float, ...]
     scored_tokens: int
+
+    @property
+    def surprise(self) -> float:
+        return sum(self.surprise_by_part)
 
 
 @dataclass(frozen=True)
@@ -129,9 +133,30 @@ class HfReader:
             logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
             first = int(logits.argmax())  # waits for the device
         seconds = time.perf_counter() - start
-        surprise, count = self._surprise(seen[0], ids[0], logits, scored) if scored else (0.0, 0)
-        answer = self._write(first, cache, answer_tokens)
-        return Reading(answer, seconds, surprise, count)
+        surprise = self._surprise(seen[0], ids[0], logits, scored) if scored else ()
+        (answer,) = self._write([first], cache, answer_tokens)
+        return Reading(answer, seconds, surprise, sum(map(len, scored)))
+
+    @torch.inference_mode()
+    def read_many(self, prompts: Sequence[Sequence[int]], *, answer_tokens: int = 16) -> list[str]:
+        """Read prompts of one length at once, and answer each greedily.
+
+        Args:
+            prompts: At least one; all have the same number of tokens.
+            answer_tokens: The most tokens to write to each.
+
+        Raises:
+            ValueError: no prompts, prompts of different lengths, or more tokens than the model's context.
+
+        Memory: the KV cache of all prompts together.
+        """
+        if len({len(tokens) for tokens in prompts}) != 1:
+            raise ValueError(f"prompts must be of one length, got {sorted(len(tokens) for tokens in prompts)}")
+        self._check(prompts[0], (), answer_tokens)
+        ids = torch.tensor([list(tokens) for tokens in prompts], device=self.model.device)
+        cache = DynamicCache()
+        logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        return self._write(logits.argmax(-1).tolist(), cache, answer_tokens)
 
     def _check(self, tokens: Sequence[int], scored: Sequence[range], answer_tokens: int) -> None:
         if not tokens:
@@ -149,30 +174,39 @@ class HfReader:
         ids: Int[Tensor, " T"],
         last: Float[Tensor, "1 V"],
         scored: Sequence[range],
-    ) -> tuple[float, int]:
-        """Sum of -ln p over the scored tokens. The logits exist for a chunk of positions at a time."""
+    ) -> tuple[float, ...]:
+        """Sums of -ln p over each scored range. The logits exist for a chunk of positions at a time."""
         head = self.model.get_output_embeddings()
         if not torch.allclose(head(hidden[:, -1]).float(), last.float(), rtol=1e-2, atol=1e-2):
             raise NotImplementedError(
                 f"{type(self.model).__name__} changes its logits after the output layer (a soft cap or a scale), which "
                 "scoring does not support"
             )
-        at = torch.tensor([position for part in scored for position in part], device=ids.device)
-        total = 0.0
-        for chunk in at.split(HEAD_CHUNK):
-            logits = head(hidden[0, chunk - 1]).float()
-            total += float(nn.functional.cross_entropy(logits, ids[chunk], reduction="sum"))
-        return total, len(at)
+        sums = []
+        for part in scored:
+            total = 0.0
+            for chunk in torch.tensor(list(part), dtype=torch.long, device=ids.device).split(HEAD_CHUNK):
+                logits = head(hidden[0, chunk - 1]).float()
+                total += float(nn.functional.cross_entropy(logits, ids[chunk], reduction="sum"))
+            sums.append(total)
+        return tuple(sums)
 
-    def _write(self, first: int, cache: DynamicCache, most: int) -> str:
-        written: list[int] = []
-        while len(written) < most and first not in self._stop:
-            written.append(first)
-            if len(written) < most:
-                ids = torch.tensor([[first]], device=self.model.device)
-                logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True).logits
-                first = int(logits[0, -1].argmax())
-        return str(self.tokenizer.decode(written, skip_special_tokens=True)).strip()
+    def _write(self, first: list[int], cache: DynamicCache, most: int) -> list[str]:
+        """Go on greedily from each prompt's first token, until all have ended or hold `most` tokens."""
+        written: list[list[int]] = [[] for _ in first]
+        tokens, going = first, [most > 0] * len(first)
+        while True:
+            for line, token in enumerate(tokens):
+                going[line] = going[line] and token not in self._stop
+                if going[line]:
+                    written[line].append(token)
+                    going[line] = len(written[line]) < most
+            if not any(going):
+                break
+            ids = torch.tensor([[token] for token in tokens], device=self.model.device)
+            logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True).logits
+            tokens = logits[:, -1].argmax(-1).tolist()
+        return [str(self.tokenizer.decode(line, skip_special_tokens=True)).strip() for line in written]
 
 
 def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -49,6 +49,20 @@ CASES = {
     "corrupt model": (["generate", "--prompt", "x", "--model", "broken.gguf"], "broken.gguf"),
     "report in no folder": (["demo", "--out", "absent/report.html"], "absent: folder not found"),
     "report over a folder": (["demo", "--out", "."], "is a folder"),
+    "unknown task": (["eval", "--tasks", "needle,noodle"], "expected some of needle, multi_key"),
+    "lengths in words": (
+        ["eval", "--lengths", "1k,long"],
+        "expected numbers of tokens such as 1k,2k,4000, got '1k,long'",
+    ),
+    "no length": (["eval", "--lengths", "0"], "expected numbers of tokens"),
+    "margin of all": (["eval", "--fail-if-worse", "100%"], "expected a share above 0% and below 100%"),
+    "no such pattern": (["eval", "--pattern", "window(8),windw(3)"], "unknown term 'windw'"),
+    "no such place": (["eval", "--place", "start,nowhere"], "expected some of start, middle, end, got 'nowhere'"),
+    "no such prompt": (["eval", "--prompt", "loud"], "expected some of plain, verify, got 'loud'"),
+    "no samples": (["eval", "--samples", "0"], "expected a whole number from 1"),
+    "report of eval in no folder": (["eval", "--html", "absent/report.html"], "absent: folder not found"),
+    "no such text": (["eval", "--text", "absent.txt"], "absent.txt: No such file"),
+    "eval of a missing model": (["eval", "--model", "./absent"], "'./absent' not found"),
     "no tokens": (["demo", "--length", "0"], "expected a whole number of at least 1, got 0"),
 }
 

@@ -18,6 +18,10 @@ class Reading:
     surprise: float
     scored_tokens: int
 
+    @property
+    def surprise_by_part(self):
+        return (self.surprise,)
+
 
 @dataclass
 class Cost:

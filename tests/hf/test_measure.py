@@ -129,3 +129,34 @@ def test_chunks_have_a_token(reader):
     assert prefill(reader.model, []).get_seq_length() == 0
     with pytest.raises(ValueError, match="chunk must be at least 1"):
         prefill(reader.model, PROMPT, chunk=0)
+
+
+def test_parts_are_scored_apart(reader):
+    parts = [range(1, 40), range(40, 41), range(60, 100)]
+    reading = reader.read(PROMPT, scored=parts)
+    apart = [reader.read(PROMPT, scored=[part]).surprise for part in parts]
+    assert reading.surprise_by_part == pytest.approx(apart, rel=1e-6)
+    assert reading.surprise == pytest.approx(sum(apart), rel=1e-6)
+
+
+@pytest.mark.parametrize("pattern", [None, "window(9) | sinks(2)"])
+def test_many_prompts_are_answered_as_each_alone(reader, pattern):
+    reader.attend([pattern] * 4)
+    prompts = [PROMPT, PROMPT[::-1], PROMPT[50:] + PROMPT[:50]]
+    together = reader.read_many(prompts, answer_tokens=6)
+    assert together == [reader.read(prompt, answer_tokens=6).answer for prompt in prompts]
+    assert len(set(together)) == 3
+
+
+def test_an_answer_that_ends_early_does_not_end_its_neighbours(reader):
+    prompts = [PROMPT, PROMPT[::-1]]
+    alone = [reader.read(prompt, answer_tokens=6).answer for prompt in prompts]
+    first = reader.encode(alone[0])[0]
+    if first not in reader.encode(alone[1]):
+        reader.model.generation_config.eos_token_id = [first]
+        assert HfReader(reader.model, reader.tokenizer).read_many(prompts, answer_tokens=6) == ["", alone[1]]
+
+
+def test_prompts_of_different_lengths_are_refused(reader):
+    with pytest.raises(ValueError, match=r"prompts must be of one length, got \[99, 100\]"):
+        reader.read_many([PROMPT, PROMPT[1:]])

@@ -1,0 +1,287 @@
+"""`sparse-attn eval`: what a model still finds, combines and quotes through a pattern, against the same model dense."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..evals.plan import PLACES, TASK_NAMES, Plan, even_depths
+from ..evals.tasks import PROMPTS
+from ..patterns import parse
+from .console import print_json, progress_bar, remarks, results
+from .lists import lengths as token_lengths
+from .lists import margin as a_margin
+from .lists import one_of
+from .lists import patterns as pattern_texts
+from .model import load
+from .numbers import whole
+
+if TYPE_CHECKING:
+    from ..evals.reader import Reader
+    from ..evals.results_file import Entry
+
+DEFAULT_PATTERNS = ("window(512) | sinks(4)", "window(512)")
+FAILURES = 6  # shown in the report
+
+EXAMPLES = """Examples:
+
+[bold]sparse-attn eval[/bold]
+
+[bold]sparse-attn eval --pattern "window(1024) | sinks(4)" --tasks needle,perplexity --html eval.html[/bold]
+
+[bold]sparse-attn eval --model ./my-model --tasks needle,hops --samples 20 --out eval.jsonl --fail-if-worse 2%[/bold]"""
+
+
+def evaluate(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A folder with safetensors weights, a .gguf file, or a model id in the local Hugging Face cache. "
+            "Without it: SmolLM2-135M-Instruct.",
+            show_default=False,
+        ),
+    ] = None,
+    pattern: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="P[,P2...]",
+            help=f"What each token may see; several with commas between them. Without it: {', '.join(DEFAULT_PATTERNS)}.",
+            show_default=False,
+        ),
+    ] = None,
+    full_layers: Annotated[
+        str | None, typer.Option(help="Layers that stay dense all the same, e.g. '0,5,11'.", show_default=False)
+    ] = None,
+    tasks: Annotated[
+        Any, typer.Option(parser=one_of(*TASK_NAMES), metavar="NAMES", help=f"Any of {', '.join(TASK_NAMES)}.")
+    ] = "needle",
+    lengths: Annotated[
+        Any, typer.Option(parser=token_lengths, metavar="N,...", help="Tokens of the prompts; k is 1,024.")
+    ] = "1k,2k,4k",
+    depths: Annotated[
+        int, typer.Option(parser=whole(1, 101), metavar="N", help="Places of the facts, evenly over the text.")
+    ] = 5,
+    samples: Annotated[
+        int, typer.Option(parser=whole(1, 100_000), metavar="N", help="Of each task, length and depth.")
+    ] = 1,
+    difficulty: Annotated[
+        int, typer.Option(parser=whole(1, 4), metavar="N", help="Of each task that has so many levels.")
+    ] = 1,
+    prompt: Annotated[
+        Any,
+        typer.Option(
+            parser=one_of(*PROMPTS), metavar="plain,verify", help="verify: quote and check the source before answering."
+        ),
+    ] = "plain",
+    place: Annotated[
+        Any,
+        typer.Option(
+            parser=one_of(*PLACES),
+            metavar="start,middle,end",
+            show_default=False,
+            help="Compare these places of the same facts, instead of --depths.",
+        ),
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="A UTF-8 text to hide facts in, instead of the book.", show_default=False)
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Ask without the chat template, as base models need it.")] = False,
+    seed: Annotated[int, typer.Option(parser=whole(0, 2**63 - 1), metavar="N", help="Of all samples.")] = 0,
+    batch_tokens: Annotated[
+        int, typer.Option(parser=whole(1), metavar="N", help="The most tokens of prompts read at once.")
+    ] = 8192,
+    device: Annotated[str, typer.Option(help="Where the model reads: cpu, or cuda.")] = "cpu",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep results in this JSON-lines file as they come; a run that was stopped goes on there.",
+            show_default=False,
+        ),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report to this HTML file.", show_default=False)] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write it as Markdown.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of tables.")] = False,
+    fail_if_worse: Annotated[
+        float | None,
+        typer.Option(
+            parser=a_margin,
+            metavar="2%",
+            show_default=False,
+            help="Exit with 1 if a pattern is worse than dense by more than this, and with 3 if that cannot be told.",
+        ),
+    ] = None,
+) -> None:
+    """Measure what a model keeps through a pattern, on the same samples as the model dense."""
+    from ..evals.runner import plan_rows
+    from ..reports.atomic import check_writable
+    from .generate import _layer_numbers
+
+    for path in (html, markdown):
+        if path is not None:
+            check_writable(path)  # now, not after minutes of work
+    chosen = [repr(parse(given)) for given in pattern_texts(pattern or list(DEFAULT_PATTERNS))]
+    plan = Plan(
+        tasks=tuple(_read(tasks, one_of(*TASK_NAMES))),
+        lengths=tuple(_read(lengths, token_lengths)),
+        depths=even_depths(depths) if place is None else tuple(PLACES[name] for name in place),
+        samples=samples,
+        rows=plan_rows(chosen, sorted(_layer_numbers(full_layers))),
+        difficulty=difficulty,
+        prompts=tuple(_read(prompt, one_of(*PROMPTS))),
+        places=place is not None,
+        seed=seed,
+        batch_tokens=batch_tokens,
+    )
+    paragraphs = None if text is None else _paragraphs(text)
+    loaded, tokenizer = load(model)
+    if not raw and not tokenizer.chat_template:
+        raise ValueError("the model's tokenizer has no chat template: use --raw to ask without one")
+    from ..hf.measure import HfReader
+
+    reader = HfReader(loaded.to(device), tokenizer) if device != "cpu" else HfReader(loaded, tokenizer)
+    name = model or "SmolLM2-135M-Instruct (Q4_1)"
+    summary = measure(_unframed(reader) if raw else reader, plan, name, text=paragraphs, out=out, margin=fail_if_worse)
+    _write_reports(summary, html, markdown)
+    if as_json:
+        print_json(summary)
+    else:
+        _print(summary, html)
+    if fail_if_worse is not None and summary["verdict"]["status"]:
+        for reason in summary["verdict"]["reasons"]:
+            remarks().print(reason, soft_wrap=True, markup=False)
+        raise typer.Exit(summary["verdict"]["status"])
+
+
+evaluate.__doc__ = f"{evaluate.__doc__}\n\n{EXAMPLES}"
+
+
+def _read(given: Any, parser: Any) -> Any:
+    """An option's value, also where it is a default that typer handed on as text."""
+    return parser(given) if isinstance(given, str) else given
+
+
+def _paragraphs(path: Path) -> list[str]:
+    from ..evals.book import paragraphs
+    from .generate import prompt_text
+
+    return paragraphs(prompt_text(path, None))
+
+
+def _unframed(reader: Any) -> Any:
+    """The same reader without its chat template."""
+    reader.chat_frame = lambda: ("", "\n\nAnswer:")
+    return reader
+
+
+def measure(
+    reader: Reader, plan: Plan, model: str, *, text: list[str] | None, out: Path | None, margin: float | None
+) -> dict[str, Any]:
+    """Run a plan with a progress bar on stderr, and give its summary, with failures and their views."""
+    from ..evals.corpus import Corpus
+    from ..evals.results_file import ResultsFile
+    from ..evals.runner import run
+    from ..evals.summary import summarize
+
+    start = time.perf_counter()
+    corpus = Corpus(reader, text)
+    plan.check(corpus, reader.context)
+    kept = ResultsFile(out, {"model": model, "seed": plan.seed, "frame": list(reader.chat_frame())})
+    if kept.dropped:
+        remarks().print(
+            f"{out}: the last line was cut and is read again; all others are kept", style="dim", markup=False
+        )
+    with progress_bar() as progress:
+        task = progress.add_task("reading", total=sum(length * (1 + length / 6000) for length in plan.readings))
+        done = 0.0
+
+        def announce(what: str, tokens: int) -> None:
+            nonlocal done
+            length = int(what.split(",", 1)[1].split(" tokens")[0].replace(",", ""))
+            progress.update(task, completed=done, description=what)
+            done += tokens * (1 + length / 6000)
+
+        entries = run(reader, corpus, plan, kept, announce)
+    summary = summarize(plan, entries, margin=margin)
+    about = _about(model, reader, plan, corpus, time.perf_counter() - start)
+    return {"about": about, **summary, "failures": _failures(reader, plan, entries)}
+
+
+def _about(model: str, reader: Reader, plan: Plan, corpus: Any, seconds: float) -> dict[str, str]:
+    import platform
+    from datetime import datetime
+
+    import torch
+    import transformers
+
+    from .._version import __version__
+    from ..evals.book import TITLE
+
+    return {
+        "model": f"{model}, {reader.layers} layers",
+        "text": TITLE if corpus.own is None else "the text that was given",
+        "samples": f"{plan.samples} of each task, length and depth; seed {plan.seed}",
+        "date": datetime.now().astimezone().isoformat(" ", "minutes"),
+        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": f"sparse-attn {__version__}, torch {torch.__version__}, transformers {transformers.__version__}, "
+        f"Python {platform.python_version()}",
+        "measured in": f"{seconds:.0f} s",
+    }
+
+
+def _failures(reader: Reader, plan: Plan, entries: list[Entry]) -> list[dict[str, Any]]:
+    """Samples that dense got right and a pattern did not, of different rows and tasks first, with the pattern's view."""
+    from ..patterns import Full
+    from ..patterns.view import layers_from_last
+
+    answers = [entry for entry in entries if entry["kind"] == "answer"]
+
+    def sample(entry: Entry) -> tuple[Any, ...]:
+        return tuple(entry[name] for name in ("task", "length", "depth", "number", "prompt"))
+
+    right = {sample(entry) for entry in answers if entry["row"] == plan.rows[0].name and entry["correct"]}
+    lost = [entry for entry in answers if not entry["correct"] and sample(entry) in right]
+    taken: dict[tuple[Any, ...], int] = {}
+    ordered = []
+    for entry in sorted(lost, key=lambda entry: entry["length"]):
+        rank = taken[entry["row"], entry["task"]] = taken.get((entry["row"], entry["task"]), -1) + 1
+        ordered.append((rank, entry))
+    chosen = [entry for _, entry in sorted(ordered, key=lambda pair: pair[0])[:FAILURES]]
+    rows = {row.name: row for row in plan.rows}
+    shown = []
+    for entry in chosen:
+        patterns = [Full() if given is None else parse(given) for given in rows[entry["row"]].patterns(reader.layers)]
+        steps = layers_from_last(patterns, entry["tokens"])
+        shown.append({**entry, "view": [int(step) for step in _cells(steps, 240)], "layers": reader.layers})
+    return shown
+
+
+def _cells(steps: Any, count: int) -> list[int]:
+    """The steps of at most `count` stretches of the text, each the fewest of its tokens that can be reached; 0: none."""
+    size = -(-len(steps) // count)
+    return [min((step for step in steps[at : at + size] if step), default=0) for at in range(0, len(steps), size)]
+
+
+def _write_reports(summary: dict[str, Any], html: Path | None, markdown: Path | None) -> None:
+    from ..reports.atomic import write_whole
+
+    if html is not None:
+        from ..reports.eval_html import render
+
+        write_whole(html, render(summary))
+    if markdown is not None:
+        from ..reports.eval_markdown import render_markdown
+
+        write_whole(markdown, render_markdown(summary))
+
+
+def _print(summary: dict[str, Any], html: Path | None) -> None:
+    from rich.markdown import Markdown
+
+    from ..reports.eval_markdown import render_markdown
+
+    results().print(Markdown(render_markdown(summary)))
+    if html is not None:
+        results().print(f"report: {html}", soft_wrap=True)

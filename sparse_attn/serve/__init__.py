@@ -1,0 +1,1 @@
+"""Adapters through which other programs run a model with patterns."""
