@@ -183,7 +183,9 @@ def _suits_dense(call: Call) -> bool:
     if not call.q.is_cuda or torch.compiler.is_compiling() or call.packed or call.extra_k is not None:
         return False
     n_queries, n_keys = call.q.shape[1], call.k.shape[1]
-    if n_keys > _SHORT or (call.causal and n_queries != n_keys) or call.q.dtype not in (torch.float16, torch.bfloat16):
+    if n_keys > _SHORT or (call.causal and n_queries != n_keys) or call.scale <= 0.0:
+        return False
+    if call.q.dtype not in (torch.float16, torch.bfloat16):
         return False
     return call.examples is None and all(_keeps_all(pattern, n_keys, call.causal) for pattern in call.patterns)
 
