@@ -3,7 +3,8 @@
     python scripts/compile_kernels.py [--capabilities 8.0 8.6 9.0 10.0] [--head-dims 64 128 256] [--jobs 2] [--registers]
 
 A variant is a kernel, a GPU, a head dim, a dtype, and the parts of the pattern that it reads: "window" has an interval
-alone, "union" every part of a main pass, "dilated" a pass that follows them. Exits with 1 if a kernel does not compile, or
+alone, "full" a long one with columns and extra keys, "union" every part of a main pass, "dilated" a pass that follows them,
+"dilated alone" one that follows nothing. Exits with 1 if a kernel does not compile, or
 asks for more shared memory than a program of that GPU may have. `--registers` tells what ptxas makes of each.
 """
 
@@ -29,6 +30,8 @@ KERNELS = (
 PARTS: dict[str, dict[str, Any]] = {
     "window": {"CHUNKS": 0, "ROWS": 0, "COLUMNS": 0, "LISTS": 0, "EXTRA": 0, "EARLIER": -1, "EXCLUDES": False},
     "union": {"CHUNKS": 1, "ROWS": 1, "COLUMNS": 2, "LISTS": 1, "EXTRA": 64, "EARLIER": -1, "EXCLUDES": False},
+    "full": {"CHUNKS": 0, "ROWS": 0, "COLUMNS": 1, "LISTS": 0, "EXTRA": 64, "EARLIER": -1, "EXCLUDES": False},
+    "dilated alone": {"CHUNKS": 0, "ROWS": 0, "COLUMNS": 0, "LISTS": 0, "EXTRA": 0, "EARLIER": 0, "EXCLUDES": False},
     "dilated": {"CHUNKS": 0, "ROWS": 0, "COLUMNS": 1, "LISTS": 1, "EXTRA": 0, "EARLIER": 0, "EXCLUDES": True},
 }
 
@@ -80,7 +83,7 @@ def compile_variant(variant: Variant, registers: bool = False) -> tuple[int, str
     kernel = getattr(module, f"{variant.kernel}_kernel")
     named = {"backward_rows": lambda *_: tiles.Tile(64, 64, 4, 1), "backward_extra": tiles.backward_keys_tile}
     choose = named.get(variant.kernel) or getattr(tiles, f"{variant.kernel}_tile")
-    walked = ({"window": 2048, "union": 0, "dilated": tiles.FAR}[variant.parts],)
+    walked = ({"window": 2048, "union": 0}.get(variant.parts, tiles.FAR),)
     by_pattern = variant.kernel in ("forward", "backward_queries")
     tile = choose(variant.capability, variant.head_dim, dtype, *(walked if by_pattern else ()))
     constants = _constants(variant, tile, tiles.padded_head_dim(variant.head_dim), tiles.precision(dtype))
@@ -89,7 +92,7 @@ def compile_variant(variant: Variant, registers: bool = False) -> tuple[int, str
     given = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     given |= {(kernel.arg_names.index(name),): None for name in kernel.arg_names if signature[name] == "constexpr"
               and name not in constants}  # fmt: skip
-    if "step" in signature and variant.parts != "dilated":
+    if "step" in signature and not variant.parts.startswith("dilated"):
         signature["step"] = "constexpr"  # 1, as Triton specialises it
         given[(kernel.arg_names.index("step"),)] = 1
     source = ASTSource(
@@ -134,11 +137,12 @@ def _registers(ptx: str, capability: tuple[int, int]) -> str:
 
 def _constants(variant: Variant, tile: Any, block_d: int, precision: str) -> dict[str, Any]:
     tma = variant.capability[0] >= 9
-    columns = min(tile.n, 64) if PARTS[variant.parts]["COLUMNS"] else 0
+    columns = tile.n if PARTS[variant.parts]["COLUMNS"] else 0
     return PARTS[variant.parts] | {
         "HAS_INTERVAL": True, "HAS_D_LSE": True, "BLOCK_C": columns, "BLOCK_L": min(tile.n, 64),
-        "BLOCK_E": min(tile.n, 64), "ROWS_A_PROGRAM": 64, "UNCUT": False, "SIDES": 2,
-        "LIST_TMA": tma, "EXTRA_TMA": tma, "TABLE": variant.packed or variant.parts == "dilated",
+        "BLOCK_E": min(tile.n, 64), "ROWS_A_PROGRAM": 64, "UNCUT": variant.parts == "full",
+        "SIDES": 1 if variant.parts == "full" else 2,
+        "LIST_TMA": tma, "EXTRA_TMA": tma, "TABLE": variant.packed or variant.parts.startswith("dilated"),
         "PACKED": variant.packed, "GROUP": 4, "D": variant.head_dim, "BLOCK_D": block_d,
         "BLOCK_M": tile.m, "BLOCK_N": tile.n, "NEGATE": False, "USE_TMA": tma, "COLUMN_TMA": tma and columns > 0,
         "PRECISION": precision,
@@ -153,7 +157,7 @@ def _type(name: str, variant: Variant, tile: Any, constants: dict[str, Any]) -> 
         return "constexpr"
     if name in walked and constants["USE_TMA"]:
         rows = tile.m if variant.kernel in of_queries else tile.n
-        grid = "1, 1, " if variant.parts == "dilated" else "1, "
+        grid = "1, 1, " if variant.parts.startswith("dilated") else "1, "
         return f"tensordesc<{element}[1, {rows}, {grid}{constants['BLOCK_D']}]>"
     if name in ("column_k", "column_v"):
         if not constants["BLOCK_C"]:
@@ -163,7 +167,7 @@ def _type(name: str, variant: Variant, tile: Any, constants: dict[str, Any]) -> 
     parts = {"list_k": ("LISTS", "LIST_TMA", "BLOCK_L"), "extra_k": ("EXTRA", "EXTRA_TMA", "BLOCK_E")}
     count, engine, block = parts.get(name.replace("_v", "_k"), ("", "", ""))
     if engine in constants:
-        if constants[count] == 0 or variant.parts == "dilated":
+        if constants[count] == 0 or variant.parts.startswith("dilated"):
             return "constexpr"  # None
         tma = f"tensordesc<{element}[1, {constants[block]}, 1, {constants['BLOCK_D']}]>"
         return tma if constants[engine] else f"*{element}"

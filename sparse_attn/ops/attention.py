@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..patterns import Pattern
+from ..patterns import Chunked, Full, Pattern, Window
+from ..patterns.documents import split_documents
 from .check_attention import Call, check_call
 
 if TYPE_CHECKING:
@@ -47,14 +48,17 @@ def attention(
         scale: Logit multiplier; ``D ** -0.5`` if None.
         cu_seqlens_q, cu_seqlens_k: Document boundaries ``[documents + 1]``, from 0 to T and from 0 to S (default: those
             of the queries), as a list or an integer tensor. Queries see their own document only, and positions count
-            within it. A CUDA tensor is read once, and again when it changes.
+            within it. A CUDA tensor is read once, and again when PyTorch changes it; a CUDA graph keeps the boundaries
+            that it was captured with.
         extra_k, extra_v: The summary keys of an `Anchors` term, ``[B, ceil(S / block), R, Hkv, D]`` (packed: the
             documents' rows one after the other, without B). A query at position i sees the R keys of row i // block.
         return_lse: Also return the natural-log normaliser of the scaled logits.
         implementation: "cpu" (gathers kept blocks; CPU tensors), "triton" (fused kernels for CUDA tensors, float16,
             bfloat16 or float32, D to 256), "reference" (dense mask, O(T x S) memory, any device), or None for the one
-            that serves q's device; on a GPU, up to 2,048 keys of which the pattern hides none go to PyTorch's own
-            dense kernels, unless the LSE is asked for. A named one never falls back to another.
+            that serves q's device. On a GPU, a float16 or bfloat16 call of up to 2,048 keys that a term keeps whole goes
+            to PyTorch's own dense kernels, unless the LSE, a compiled region, packing or deterministic algorithms are
+            asked for: their gradients need not repeat to the bit, and keys of grouped heads are repeated in memory.
+            A named one never falls back to another.
 
     Returns:
         The output in q's dtype, accumulated in float32 (float64 inputs: in float64). With `return_lse` also the LSE
@@ -79,8 +83,7 @@ def attention(
         q, k, v, extra_k, extra_v = _autocast(q, k, v, extra_k, extra_v)
     call = check_call(q, k, v, pattern, causal, scale, cu_seqlens_q, cu_seqlens_k, extra_k, extra_v)
     if implementation is None and not return_lse and _suits_dense(call):
-        out = _dense(call)
-        return out[0] if call.packed else out
+        return _dense(call)
     run = _implementation(implementation, q)
     if call.examples is None or call.packed:
         out, lse = run(call)
@@ -95,10 +98,11 @@ def attention(
 def _autocast(*tensors: Any) -> Sequence[Any]:
     """The tensors in autocast's dtype, as PyTorch's own attention takes them: a model's q may be wider than its v."""
     device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
-    if not torch.is_autocast_enabled(device):
+    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
-    return [x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in tensors]
+    narrowed = (torch.float16, torch.bfloat16, torch.float32)
+    return [x.to(dtype) if isinstance(x, Tensor) and x.dtype in narrowed else x for x in tensors]
 
 
 def _implementation(name: str | None, q: Tensor) -> Callable[[Call], tuple[Tensor, Tensor]]:
@@ -119,6 +123,8 @@ def _implementation(name: str | None, q: Tensor) -> Callable[[Call], tuple[Tenso
 def _reference(call: Call) -> tuple[Tensor, Tensor]:
     from ..reference import masked_attention
 
+    bounds = _numbers(call.cu_seqlens_q), _numbers(call.cu_seqlens_k)
+    split_documents(call.q.shape[1], call.k.shape[1], *bounds)  # boundaries on a device have not been looked at yet
     return masked_attention(
         call.q,
         call.k,
@@ -126,8 +132,8 @@ def _reference(call: Call) -> tuple[Tensor, Tensor]:
         call.patterns,
         causal=call.causal,
         scale=call.scale,
-        cu_seqlens_q=_numbers(call.cu_seqlens_q),
-        cu_seqlens_k=_numbers(call.cu_seqlens_k),
+        cu_seqlens_q=bounds[0],
+        cu_seqlens_k=bounds[1],
         extra_k=call.extra_k,
         extra_v=call.extra_v,
     )
@@ -185,14 +191,22 @@ def _suits_dense(call: Call) -> bool:
     n_queries, n_keys = call.q.shape[1], call.k.shape[1]
     if n_keys > _SHORT or (call.causal and n_queries != n_keys) or call.scale <= 0.0:
         return False
-    if call.q.dtype not in (torch.float16, torch.bfloat16):
+    if call.q.dtype not in (torch.float16, torch.bfloat16) or call.q.shape[-1] > 256:
+        return False
+    if torch.are_deterministic_algorithms_enabled():  # theirs add up a gradient in any order
         return False
     return call.examples is None and all(_keeps_all(pattern, n_keys, call.causal) for pattern in call.patterns)
 
 
 @lru_cache(maxsize=256)
 def _keeps_all(pattern: Pattern, n: int, causal: bool) -> bool:
-    return pattern.pairs(n, causal=causal) == (n * (n + 1) // 2 if causal else n * n)
+    """Whether one of the terms alone keeps every pair: told without counting."""
+    return any(
+        isinstance(term, Full)
+        or (isinstance(term, Window) and term.left >= n and (causal or term.ahead >= n - 1))
+        or (isinstance(term, Chunked) and term.size >= n)
+        for term in pattern.terms
+    )
 
 
 def _dense(call: Call) -> Tensor:

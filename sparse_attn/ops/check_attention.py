@@ -228,9 +228,7 @@ def _check_extra(
         return
     r, block = anchors
     if extra is None:
-        raise ValueError(
-            f"{name} is missing: a pattern with anchors({r}, block={block}) needs its summary keys and values"
-        )
+        raise ValueError(f"{name} is missing: a pattern with {Anchors(r, block)!r} needs its summary keys and values")
     if lengths is None:  # known on the device only
         rows = extra.shape[-4] if isinstance(extra, Tensor) and extra.dim() > 3 else 0
     else:

@@ -27,14 +27,15 @@ def backward_columns_kernel(
     q, k, v, d_out, lse2, delta, dk, dv, blocks, documents, parameters, row_bits, key_bits, positions, column_tokens,
     stride_qb, stride_qt, stride_qh, stride_cb, stride_ct, stride_ch, stride_db, stride_dt, stride_dh,
     stride_gs, stride_gb, stride_gt, stride_gh, stride_row,
-    n_documents, n_queries, n_keys, offset, n_kv_heads, scale, scale2, left, right,
+    n_blocks, n_documents, n_queries, n_keys, offset, n_kv_heads, scale, scale2, left, right,
     HAS_INTERVAL: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     UNCUT: tl.constexpr, PACKED: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, USE_TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    program, batch = tl.program_id(0), tl.program_id(1)
+    program = tl.program_id(0)
     kv_head = program % n_kv_heads
-    block = program // n_kv_heads
+    block = program // n_kv_heads % n_blocks
+    batch = program // n_kv_heads // n_blocks
     document, group = tl.load(blocks + 6 * block), tl.load(blocks + 6 * block + 1)
     c, c_stop = tl.load(blocks + 6 * block + 2), tl.load(blocks + 6 * block + 3)
     split, n_splits = tl.load(blocks + 6 * block + 4), tl.load(blocks + 6 * block + 5)
@@ -120,8 +121,8 @@ def add_backward_columns(
 ) -> None:
     """Add the columns' share to dk and dv, in place. Memory: at most `_SHARE` of what the tensors of the call take."""
     q, d_out = inputs.q, gradients.d_out
-    columns = where.column_tables(q.device)
-    if columns is None or dk.numel() == 0 or q.numel() == 0 or where.main is None:
+    columns = where.column_tables(q.device) if dk.numel() and q.numel() and where.main else None
+    if columns is None or where.main is None:
         return
     positions, tokens = columns
     batch, n_queries, n_heads, head_dim = q.shape
@@ -135,11 +136,11 @@ def add_backward_columns(
     sums = torch.empty((2, len(blocks), batch, tile.n, n_kv_heads, head_dim), dtype=torch.float32, device=q.device)
     use_tma = can_use_tma(capability, where, where.main, q, d_out)
     shared = shared_arguments(where, where.main, q.device)
-    backward_columns_kernel[(len(blocks) * n_kv_heads, batch)](
+    backward_columns_kernel[(len(blocks) * n_kv_heads * batch,)](
         tile_source(q, tile.m, use_tma), keys, values, tile_source(d_out, tile.m, use_tma),
         gradients.lse2, gradients.delta, sums[0], sums[1],
         blocks=blocks, positions=positions, column_tokens=tokens,
-        n_queries=n_queries, n_keys=n_keys, offset=n_keys - n_queries, n_kv_heads=n_kv_heads,
+        n_blocks=len(blocks), n_queries=n_queries, n_keys=n_keys, offset=n_keys - n_queries, n_kv_heads=n_kv_heads,
         stride_qb=q.stride(0), stride_qt=q.stride(1), stride_qh=q.stride(2),
         stride_cb=keys.stride(0), stride_ct=keys.stride(1), stride_ch=keys.stride(2),
         stride_db=d_out.stride(0), stride_dt=d_out.stride(1), stride_dh=d_out.stride(2),

@@ -189,7 +189,7 @@ def backward_keys_kernel(
             limits = behind_rows + 2 * COLUMNS
             for number in tl.static_range(LISTS):
                 size = tl.load(limits + 3 * number)
-                tiles = (size + BLOCK_M - 1) // BLOCK_M
+                tiles = (tl.minimum(size, own_keys) + BLOCK_M - 1) // BLOCK_M
                 row_base = tl.load(columns_rows + number * n_documents + document)
                 entry = tl.load(columns_begins + row_base + x // size)
                 entry_stop = tl.load(columns_begins + row_base + (stop - 1) // size + 1)

@@ -32,7 +32,7 @@ def query_gradient_step(
     return tl.dot(d_logits.to(k.dtype), k, acc, input_precision=PRECISION)
 
 
-@triton.jit(do_not_specialize=lengths_of("forward"))
+@triton.jit(do_not_specialize=lengths_of("backward_queries"))
 def backward_queries_kernel(
     q, k, v, list_k, list_v, d_out, lse2, delta, dq, extra_k, extra_v, column_k, column_v,
     blocks, documents, parameters, row_bits, key_bits, column_positions, column_tokens, column_ranges,
@@ -199,7 +199,7 @@ def backward_queries_kernel(
         limits = behind_rows + 2 * COLUMNS
         for number in tl.static_range(LISTS):
             size = tl.load(limits + 3 * number)
-            tiles = (size + BLOCK_L - 1) // BLOCK_L
+            tiles = (tl.minimum(size, own_keys) + BLOCK_L - 1) // BLOCK_L
             row_base = tl.load(list_rows + number * n_documents + document)
             entry = tl.load(list_begins + row_base + x // size)
             entry_stop = tl.load(list_begins + row_base + (stop - 1) // size + 1)

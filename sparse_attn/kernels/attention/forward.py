@@ -231,7 +231,7 @@ def forward_kernel(
         limits = behind_rows + 2 * COLUMNS
         for number in tl.static_range(LISTS):
             size = tl.load(limits + 3 * number)
-            tiles = (size + BLOCK_L - 1) // BLOCK_L
+            tiles = (tl.minimum(size, own_keys) + BLOCK_L - 1) // BLOCK_L
             row_base = tl.load(list_rows + number * n_documents + document)
             entry = tl.load(list_begins + row_base + x // size)
             entry_stop = tl.load(list_begins + row_base + (stop - 1) // size + 1)

@@ -269,7 +269,7 @@ def geometry(
 
 
 def _walk(step: DilatedPass, nth: int) -> Walk:
-    return Walk(step.dilation, _side(step.left), _side(step.right), step.residue, nth)
+    return Walk(min(step.dilation, FAR), _side(step.left), _side(step.right), step.residue, nth)
 
 
 def _parameters(groups: Groups, interval: Interval) -> Iterator[int]:
@@ -281,7 +281,8 @@ def _parameters(groups: Groups, interval: Interval) -> Iterator[int]:
     for block, (left, right) in groups.lists:
         yield from (min(block, FAR), _side(left), _side(right))
     for step in groups.dilated:
-        yield from (step.dilation, _side(step.left), _side(step.right), -1 if step.residue is None else step.residue)
+        residue = -1 if step.residue is None else min(step.residue, FAR)
+        yield from (min(step.dilation, FAR), _side(step.left), _side(step.right), residue)
 
 
 def _side(side: int | None) -> int:

@@ -53,7 +53,8 @@ def lengths_of(kernel: str) -> list[str]:
         "forward": ["n_queries", "n_keys", "n_documents", "n_blocks"],
         "backward_rows": ["n_queries", "stride_lb", "stride_sb"],
         "backward_keys": ["n_queries", "n_keys", "n_documents", "n_blocks"],
-        "backward_columns": ["n_queries", "n_keys", "n_documents"],
+        "backward_columns": ["n_queries", "n_keys", "n_documents", "n_blocks"],
+        "backward_queries": ["n_queries", "n_keys", "n_documents", "n_blocks"],
         "backward_extra": ["n_keys", "n_extra"],
     }
     return own[kernel]

@@ -56,7 +56,8 @@ def fused_attention(
         NotImplementedError: dtype, head dim, device or GPU that the kernels do not serve.
     """
     arguments = (q, k, v, extra_k, extra_v, cu_seqlens_q, cu_seqlens_k, patterns, causal, scale)
-    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+    plain = type(q) in (Tensor, torch.nn.Parameter)  # a subclass has ways of its own through the dispatcher
+    if not plain or torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
         return torch.ops.sparse_attn.fused_attention(*arguments)  # type: ignore[no-any-return]
     # Eagerly the same without the operator's way through the dispatcher, which takes as long as a short call itself.
     return _FusedAttention.apply(*arguments)  # type: ignore[no-any-return, no-untyped-call]
@@ -64,7 +65,9 @@ def fused_attention(
 
 def _check_served(q: Tensor) -> None:
     if q.dtype not in _DTYPES:
-        raise NotImplementedError(f"implementation 'triton' takes {_DTYPES}, got {q.dtype}; use 'reference'")
+        raise NotImplementedError(
+            f"implementation 'triton' takes float16, bfloat16 and float32, got {q.dtype}; use 'reference'"
+        )
     if q.shape[-1] > 256:
         raise NotImplementedError(f"implementation 'triton' takes head dims to 256, got {q.shape[-1]}; use 'reference'")
     if q.device.type != "cuda" and not _interpreted():
@@ -74,6 +77,17 @@ def _check_served(q: Tensor) -> None:
         raise NotImplementedError(
             f"implementation 'triton' needs compute capability 8.0 or later, {torch.cuda.get_device_name(q.device)} has "
             f"{major}.{minor}; use 'reference'"
+        )
+
+
+def _check_rows(extra_k: Tensor | None, where: Geometry) -> None:
+    """Extra keys are read by row: where boundaries come from the device, their number is known here only."""
+    if where.anchors is None or extra_k is None:
+        return
+    rows = sum(-(-document.n_keys // where.anchors.block) for document in where.documents)
+    if extra_k.shape[1] != rows:
+        raise ValueError(
+            f"extra_k must have {rows} rows (ceil(S / {where.anchors.block}) for each document), got {extra_k.shape[1]}"
         )
 
 
@@ -100,6 +114,7 @@ def _forward(
     with _on_device(q):
         parts = []
         for heads, where in _by_heads(q, k, cu_seqlens_q, cu_seqlens_k, patterns, causal):
+            _check_rows(extra_k, where)
             parts.append(forward(_inputs(q, k, v, extra_k, extra_v, heads), where, scale, _capability(q)))
     return _joined([part[0] for part in parts]), _joined([part[1] for part in parts])
 
@@ -270,13 +285,18 @@ def _boundaries(lengths: Tensor | None) -> tuple[int, ...] | None:
     """The boundaries as numbers. A CUDA tensor is waited for once, and remembered as long as it lives unchanged."""
     if lengths is None:
         return None
-    if not lengths.is_cuda:
+    if not lengths.is_cuda or lengths.is_inference():  # inference tensors do not tell when they change
         return tuple(lengths.tolist())
     known = _BOUNDARIES.get(id(lengths))
     if known is not None and known[0]() is lengths and known[1] == lengths._version:
         return known[2]
-    for name in [name for name, (alive, _, _) in _BOUNDARIES.items() if alive() is None]:
-        del _BOUNDARIES[name]
+    if torch.cuda.is_current_stream_capturing():
+        raise NotImplementedError(
+            "cu_seqlens_q: a CUDA graph fixes the boundaries that it is captured with, and these are not known yet: call "
+            "attention once with this tensor before capturing, or pass a list"
+        )
+    for name in [name for name, (alive, _, _) in list(_BOUNDARIES.items()) if alive() is None]:
+        _BOUNDARIES.pop(name, None)
     read = tuple(lengths.tolist())
     _BOUNDARIES[id(lengths)] = (weakref.ref(lengths), lengths._version, read)
     return read

@@ -165,6 +165,32 @@ def test_empty_sequences() -> None:
         assert inputs["k"].grad.abs().sum() == 0
 
 
+def test_no_documents_at_all() -> None:
+    inputs = {name: tensor[0].requires_grad_() for name, tensor in Case("none", T=0, S=0).inputs().items()}
+    out = attention(
+        **inputs, pattern=parse("window(5) | sinks(2) | global((0,))"), cu_seqlens_q=[0], implementation="triton"
+    )
+    out.sum().backward()
+    assert out.shape == (0, 2, 16)
+
+
+def test_parameters_far_beyond_the_sequence() -> None:
+    for text in (
+        "dilated(4, 3000000000) | random(1, block=16384)",
+        "strided(5000000000, offset=4000000000, rows='strided')",
+    ):
+        judge_attention(Case(text, T=30, S=30, Hq=1).inputs(), parse(text), implementation="triton")
+
+
+def test_rows_of_extra_keys_are_counted_where_boundaries_are_read_late() -> None:
+    q, k, v = Case("rows", T=64, S=64).inputs().values()
+    bounds = torch.tensor([0, 32, 64], device=DEVICE)
+    extra = torch.randn(1, 1, 16, 1, 16, device=DEVICE)
+    arguments = (q, k, v, extra, extra, bounds, bounds, "window(4) | anchors(16, block=16)", True, 0.25)
+    with pytest.raises(ValueError, match=r"extra_k must have 4 rows .* got 1"):
+        torch.ops.sparse_attn.fused_attention(*arguments)
+
+
 def test_strided_and_transposed_inputs_are_read_right(loads: str) -> None:
     inputs = Case("strides", T=40, S=40, B=2, Hq=4, Hkv=2).inputs()
     expected = attention(**inputs, pattern=Window(9) | Sinks(2), implementation="triton")

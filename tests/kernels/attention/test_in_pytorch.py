@@ -156,6 +156,15 @@ def test_a_known_layout_waits_for_nothing() -> None:
 
 
 @pytest.mark.gpu
+def test_boundaries_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        q, k, v = (tensor[0] for tensor in make_inputs(400, torch.bfloat16))
+        bounds = torch.tensor([0, 100, 400], device="cuda")
+        got = run(q, k, v, cu_seqlens_q=bounds)
+        assert torch.equal(got, run(q, k, v, cu_seqlens_q=[0, 100, 400]))
+
+
+@pytest.mark.gpu
 def test_more_than_two_billion_elements() -> None:
     n = (1 << 31) // (16 * 128) + 4096
     q, k, v = (torch.randn(1, n, heads, 128, device="cuda", dtype=torch.bfloat16) for heads in (16, 1, 1))
