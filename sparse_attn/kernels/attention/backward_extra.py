@@ -54,12 +54,12 @@ def backward_extra_kernel(
         rows_at = (batch.to(tl.int64) * n_kv_heads * GROUP + head) * stride_row
         for start in tl.range(begin, end, BLOCK_M):
             q_tile = load_tile(
-                q_head, batch, head, 0, start, begin, end, shift, 1, stride_qt,
-                D, BLOCK_M, BLOCK_D, USE_TMA, True, False,
+                q_head, batch, head, 0, start, first_query, own_keys, shift, 1, stride_qt,
+                D, BLOCK_M, BLOCK_D, USE_TMA, PACKED, False,
             )  # fmt: skip
             d_tile = load_tile(
-                d_head, batch, head, 0, start, begin, end, shift, 1, stride_dt,
-                D, BLOCK_M, BLOCK_D, USE_TMA, True, False,
+                d_head, batch, head, 0, start, first_query, own_keys, shift, 1, stride_dt,
+                D, BLOCK_M, BLOCK_D, USE_TMA, PACKED, False,
             )  # fmt: skip
             inside = start + m < end
             rows = start + m + shift
