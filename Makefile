@@ -10,7 +10,10 @@ QUIET  := --quiet --progress-bar off
 
 export MPLBACKEND := Agg
 
-.PHONY: help setup demo test test-full test-lm-eval lint clean distclean
+# The GPU targets run under a Python that has a CUDA build of PyTorch, which .venv may not be.
+GPU_PYTHON ?= $(BIN)/python
+
+.PHONY: help setup demo test test-full test-gpu bench-gpu test-lm-eval lint clean distclean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -27,6 +30,18 @@ test: lint ## lint, types, import rules, the fast suite with every docstring's e
 test-full: lint ## the same with the full matrix
 	@echo "== tests, full matrix"
 	$(BIN)/python -m pytest -q --durations=25
+
+test-gpu: ## on a machine with a GPU, whatever PyTorch is there: kernels against the oracle, and a memory checker's run
+	@echo "== GPU tests"
+	$(GPU_PYTHON) -m pytest -q -m gpu -p no:cacheprovider tests/kernels
+	@if command -v compute-sanitizer >/dev/null; then \
+		PYTHONPATH=. compute-sanitizer --tool memcheck --error-exitcode 1 $(GPU_PYTHON) scripts/small_kernels.py; \
+	else \
+		echo "compute-sanitizer is not installed: its run is left out"; \
+	fi
+
+bench-gpu: ## time the kernels against their peers, answers checked first; writes benchmarks/results/<gpu>/
+	PYTHONPATH=. $(GPU_PYTHON) -m sparse_attn bench --out benchmarks/results
 
 # datasets 5.2 cannot make a data set from a list of rows here (it fails to hash one of pyarrow's types), and 4.0's own bounds
 # contradict constraints.txt though it works beyond them: it comes last, alone.

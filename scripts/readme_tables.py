@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
-PEERS = ("SDPA flash", "SDPA cuDNN", "FlexAttention")
+PEERS = ("SDPA flash", "SDPA cuDNN", "FlexAttention", "flash-attn-4")
 
 
 def main() -> int:
@@ -50,16 +50,24 @@ def performance() -> str:
 
 def gpu_table(result: dict[str, Any]) -> str:
     versions = result["versions"]
+    peers = [name for name in PEERS if any(name in row["times"] for row in result["rows"])]
     lines = [
         f"One {result['gpu']}, PyTorch {versions['torch'].split('+')[0]}, Triton {versions['triton']}, bfloat16, batch 1, "
-        f"{result['date']}: `python benchmarks/gpu_attention.py`, which checks each answer before it times it. "
-        "Milliseconds, forward / backward; dense attention computes all pairs.",
+        f"{result['date']}: `sparse-attn bench`, which checks each answer before it times it. Milliseconds, forward / "
+        "backward; dense attention (SDPA) computes all pairs. TFLOP/s count kept pairs, of random blocks the whole blocks. "
+        "Memory: the peak beyond inputs, outputs and gradients, as a share of them.",
         "",
-        "| pattern | tokens | heads | sparse-attn | dense, SDPA flash | dense, SDPA cuDNN | FlexAttention |",
-        "|---|---|---|---|---|---|---|",
+        f"| pattern | tokens | heads | sparse-attn | TFLOP/s | memory | {' | '.join(peers)} |",
+        "|---" * (6 + len(peers)) + "|",
     ]
     for row in result["rows"]:
-        cells = [_milliseconds(row["times"].get(name)) for name in ("sparse-attn", *PEERS)]
+        own = row["times"]["sparse-attn"]
+        rates = [
+            factor * 4 * row["Hq"] * row["D"] * row["pairs"] / own[step][0] / 1e9
+            for step, factor in (("forward", 1.0), ("backward", 2.5))
+        ]
+        cells = [_milliseconds(own), " / ".join(f"{rate:.0f}" for rate in rates), f"{row['overhead']:.1%}"]
+        cells += [_milliseconds(row["times"].get(name)) for name in peers]
         form = "" if row["causal"] else ", bidirectional"
         heads = f"{row['Hq']} / {row['Hkv']} x {row['D']}"
         lines.append(f"| {_code(row['pattern'])}{form} | {row['T'] // 1024}K | {heads} | {' | '.join(cells)} |")

@@ -134,6 +134,10 @@ assert (Window(3) | Sinks(1)).pairs(10) == (Window(3) | Sinks(1)).mask(10).sum()
 """)
     shown = json.loads(bare.command("show", "window(64) | sinks(4) | strided(32)", "--length", "512", "--json"))
     assert shown
+    config = ROOT / "tests" / "planner" / "configs" / "Qwen3-30B-A3B.json"
+    planned = json.loads(bare.command("plan", str(config), "--gpu", "a100-80gb", "--context", "256k", "--json"))
+    assert planned["kv"]["growing_bytes_per_token"] == 96 * 1024
+    assert json.loads(bare.command("inspect", str(config), "--json", "--html", "page.html"))["findings"]
 
 
 def test_version_is_the_package_version(bare):
@@ -154,5 +158,5 @@ import sparse_attn.hf
 
 
 def test_every_command_explains_itself(full):
-    for command in ["show", "generate", "demo", "eval"]:
+    for command in ["show", "inspect", "plan", "generate", "demo", "eval", "bench"]:
         assert "sparse-attn" in full.command(command, "--help")

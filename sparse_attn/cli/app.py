@@ -10,10 +10,13 @@ import typer
 import typer.core
 
 from .._version import __version__
+from .bench import bench
 from .console import say_error
 from .demo import demo
 from .eval import evaluate
 from .generate import generate
+from .inspect import inspect
+from .plan import plan
 from .show import show
 
 BAD_INPUT = 2
@@ -96,12 +99,16 @@ def options(
         bool, typer.Option("--traceback", help="Show where in the code an error came from, not only its sentence.")
     ] = False,
 ) -> None:
-    """Long-context attention through patterns: see one, read with one, or measure what one keeps."""
+    """Long-context attention: what a model can see and needs; patterns to see, to read with, and to measure."""
 
 
 app.command()(show)
+app.command()(inspect)
+app.command()(plan)
+
 app.command()(generate)
 app.command()(demo)
+app.command()(bench)
 app.command("eval")(evaluate)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -47,13 +47,14 @@ def attention(
         scale: Logit multiplier; ``D ** -0.5`` if None.
         cu_seqlens_q, cu_seqlens_k: Document boundaries ``[documents + 1]``, from 0 to T and from 0 to S (default: those
             of the queries), as a list or an integer tensor. Queries see their own document only, and positions count
-            within it.
+            within it. A CUDA tensor is read once, and again when it changes.
         extra_k, extra_v: The summary keys of an `Anchors` term, ``[B, ceil(S / block), R, Hkv, D]`` (packed: the
             documents' rows one after the other, without B). A query at position i sees the R keys of row i // block.
         return_lse: Also return the natural-log normaliser of the scaled logits.
-        implementation: "cpu" (gathers kept blocks; CPU tensors), "triton" (fused kernels for CUDA tensors; in this
-            version for window, chunked, full, sinks and strided terms), "reference" (dense mask, O(T x S) memory, any
-            device), or None for the one that serves q's device. A named one never falls back to another.
+        implementation: "cpu" (gathers kept blocks; CPU tensors), "triton" (fused kernels for CUDA tensors, float16,
+            bfloat16 or float32, D to 256), "reference" (dense mask, O(T x S) memory, any device), or None for the one
+            that serves q's device; on a GPU, up to 2,048 keys of which the pattern hides none go to PyTorch's own
+            dense kernels, unless the LSE is asked for. A named one never falls back to another.
 
     Returns:
         The output in q's dtype, accumulated in float32 (float64 inputs: in float64). With `return_lse` also the LSE
@@ -74,7 +75,12 @@ def attention(
     >>> out.shape == q.shape
     True
     """
+    if implementation == "triton" or (implementation is None and isinstance(q, Tensor) and q.is_cuda):
+        q, k, v, extra_k, extra_v = _autocast(q, k, v, extra_k, extra_v)
     call = check_call(q, k, v, pattern, causal, scale, cu_seqlens_q, cu_seqlens_k, extra_k, extra_v)
+    if implementation is None and not return_lse and _suits_dense(call):
+        out = _dense(call)
+        return out[0] if call.packed else out
     run = _implementation(implementation, q)
     if call.examples is None or call.packed:
         out, lse = run(call)
@@ -84,6 +90,15 @@ def attention(
     if call.packed:
         out, lse = out[0], lse[0]
     return (out, lse) if return_lse else out
+
+
+def _autocast(*tensors: Any) -> Sequence[Any]:
+    """The tensors in autocast's dtype, as PyTorch's own attention takes them: a model's q may be wider than its v."""
+    device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return [x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in tensors]
 
 
 def _implementation(name: str | None, q: Tensor) -> Callable[[Call], tuple[Tensor, Tensor]]:
@@ -111,19 +126,23 @@ def _reference(call: Call) -> tuple[Tensor, Tensor]:
         call.patterns,
         causal=call.causal,
         scale=call.scale,
-        cu_seqlens_q=call.cu_seqlens_q,
-        cu_seqlens_k=call.cu_seqlens_k,
+        cu_seqlens_q=_numbers(call.cu_seqlens_q),
+        cu_seqlens_k=_numbers(call.cu_seqlens_k),
         extra_k=call.extra_k,
         extra_v=call.extra_v,
     )
 
 
+def _numbers(lengths: tuple[int, ...] | Tensor | None) -> tuple[int, ...] | None:
+    return tuple(lengths.tolist()) if isinstance(lengths, Tensor) else lengths
+
+
 def _cpu(call: Call) -> tuple[Tensor, Tensor]:
     from ..cpu import Assignment, tile_attention
 
+    bounds = _numbers(call.cu_seqlens_q), _numbers(call.cu_seqlens_k)
     schedules = [
-        _schedule(pattern, call.q.shape[1], call.k.shape[1], call.causal, call.cu_seqlens_q, call.cu_seqlens_k)
-        for pattern in call.patterns
+        _schedule(pattern, call.q.shape[1], call.k.shape[1], call.causal, *bounds) for pattern in call.patterns
     ]
     if len(schedules) == 1:
         assignments = [Assignment(schedules[0])]
@@ -156,9 +175,36 @@ def _schedule(
     )
 
 
+def _suits_dense(call: Call) -> bool:
+    """Whether PyTorch's dense kernels serve a call as well: short, on a GPU, and nothing that the pattern hides.
+
+    At such lengths a launch is what counts, and theirs is lighter. Inside a compiled region lengths are unknown.
+    """
+    if not call.q.is_cuda or torch.compiler.is_compiling() or call.packed or call.extra_k is not None:
+        return False
+    n_queries, n_keys = call.q.shape[1], call.k.shape[1]
+    if n_keys > _SHORT or (call.causal and n_queries != n_keys) or call.q.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    return call.examples is None and all(_keeps_all(pattern, n_keys, call.causal) for pattern in call.patterns)
+
+
+@lru_cache(maxsize=256)
+def _keeps_all(pattern: Pattern, n: int, causal: bool) -> bool:
+    return pattern.pairs(n, causal=causal) == (n * (n + 1) // 2 if causal else n * n)
+
+
+def _dense(call: Call) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (call.q, call.k, call.v))
+    grouped = q.shape[1] != k.shape[1]
+    out = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, is_causal=call.causal, scale=call.scale, enable_gqa=grouped
+    )
+    return out.transpose(1, 2)
+
+
 def _triton(call: Call) -> tuple[Tensor, Tensor]:
     try:
-        from ..kernels.attention import fused_attention, geometry
+        from ..kernels.attention import fused_attention
     except ModuleNotFoundError as error:
         if error.name != "triton":
             raise
@@ -166,22 +212,24 @@ def _triton(call: Call) -> tuple[Tensor, Tensor]:
             "implementation 'triton' needs Triton, which is not installed; use 'reference'"
         ) from None
 
-    group = call.q.shape[2] // call.k.shape[2]
-    heads = len(call.patterns) if len(call.patterns) > 1 else 1
-    each = call.k.shape[2] // heads
-    results = []
-    for index, pattern in enumerate(call.patterns):
-        where = geometry(pattern, call.q.shape[1], call.k.shape[1], call.causal, call.cu_seqlens_q, call.cu_seqlens_k)
-        own = slice(index * each, (index + 1) * each)
-        own_queries = slice(own.start * group, own.stop * group)
-        results.append(
-            fused_attention(call.q[:, :, own_queries], call.k[:, :, own], call.v[:, :, own], where, call.scale)
-        )
-    if heads == 1:
-        return results[0]
-    out, lse = (torch.cat(parts, dim=2) for parts in zip(*results, strict=True))
-    return out, lse
+    bounds = [
+        torch.tensor(lengths, device="cpu") if isinstance(lengths, tuple) else lengths
+        for lengths in (call.cu_seqlens_q, call.cu_seqlens_k)
+    ]
+    return fused_attention(
+        call.q,
+        call.k,
+        call.v,
+        "\n".join([pattern.text for pattern in call.patterns]),
+        causal=call.causal,
+        scale=call.scale,
+        cu_seqlens_q=bounds[0],
+        cu_seqlens_k=bounds[1],
+        extra_k=call.extra_k,
+        extra_v=call.extra_v,
+    )
 
 
+_SHORT = 2048  # keys; from here on the fused kernels are as fast where they do all the work (benchmarks/NOTES.md)
 _DEFAULTS = {"cpu": "cpu", "cuda": "triton"}
 _IMPLEMENTATIONS = {"cpu": _cpu, "reference": _reference, "triton": _triton}

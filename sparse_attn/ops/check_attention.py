@@ -3,12 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from ..patterns import Anchors, Pattern
+from ..patterns import Anchors, Pattern, parse
 from ..patterns.documents import split_documents
+
+Facts = tuple[int, int, int]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -20,7 +23,7 @@ class Call:
     Attributes:
         q, k, v: ``[B, T, Hq, D]``, ``[B, S, Hkv, D]``.
         patterns: One pattern for all KV heads, or one for each.
-        cu_seqlens_q, cu_seqlens_k: Both given if packed, both None otherwise.
+        cu_seqlens_q, cu_seqlens_k: Both given if packed, both None otherwise. Tensors where only the device knows them.
         extra_k, extra_v: ``[B, rows, R, Hkv, D]``, given exactly if the patterns have anchors.
         examples: How many examples (documents, if packed) the patterns tell apart; None: the same for all.
     """
@@ -31,8 +34,8 @@ class Call:
     patterns: tuple[Pattern, ...]
     causal: bool
     scale: float
-    cu_seqlens_q: tuple[int, ...] | None
-    cu_seqlens_k: tuple[int, ...] | None
+    cu_seqlens_q: tuple[int, ...] | Tensor | None
+    cu_seqlens_k: tuple[int, ...] | Tensor | None
     extra_k: Tensor | None
     extra_v: Tensor | None
     examples: int | None
@@ -76,18 +79,24 @@ def check_call(
     packed = cu_seqlens_q is not None
     _check_tensors(q, k, v, packed)
     patterns = _check_patterns(pattern, n_kv_heads=k.shape[-2])
+    facts = [_facts(own.text) for own in patterns]
     q_bounds = _as_list("cu_seqlens_q", cu_seqlens_q)
     k_bounds = _as_list("cu_seqlens_k", cu_seqlens_k)
     if k_bounds is None and packed and k.shape[-3] != q.shape[-3]:
         raise ValueError(f"cu_seqlens_k is missing: k has {k.shape[-3]} tokens, q has {q.shape[-3]}")
-    if not packed and k_bounds is None and q.shape[-3] > k.shape[-3]:
+    if not packed and k_bounds is not None:
+        raise ValueError("cu_seqlens_k was given without cu_seqlens_q: packed keys need packed queries")
+    if not packed and q.shape[-3] > k.shape[-3]:
         raise ValueError(f"q has T={q.shape[-3]} queries, more than k's S={k.shape[-3]} keys: T must be at most S")
-    documents = split_documents(q.shape[-3], k.shape[-3], q_bounds, k_bounds)
-    examples = _check_examples(patterns, len(documents) if packed else q.shape[0], packed)
-    anchors = next((term for term in patterns[0].terms if isinstance(term, Anchors)), None)
-    rows = 0 if anchors is None else sum(-(-document.n_keys // anchors.block) for document in documents)
-    _check_extra("extra_k", extra_k, k, anchors, rows)
-    _check_extra("extra_v", extra_v, k, anchors, rows)
+    lengths: list[int] | None = None if packed else [k.shape[-3]]
+    if isinstance(q_bounds, list) and not isinstance(k_bounds, Tensor):
+        lengths = [document.n_keys for document in split_documents(q.shape[-3], k.shape[-3], q_bounds, k_bounds)]
+    examples = None
+    if lengths is not None:
+        examples = _check_examples(facts, len(lengths) if packed else q.shape[0], packed)
+    anchors = _check_anchors(facts)
+    _check_extra("extra_k", extra_k, k, anchors, lengths)
+    _check_extra("extra_v", extra_v, k, anchors, lengths)
     if not isinstance(causal, bool):
         raise ValueError(f"causal must be True or False, got {causal!r}")
     if scale is None:
@@ -104,8 +113,8 @@ def check_call(
         patterns=patterns,
         causal=causal,
         scale=float(scale),
-        cu_seqlens_q=tuple(q_bounds) if q_bounds is not None else None,
-        cu_seqlens_k=tuple(k_bounds or q_bounds or ()) if packed else None,
+        cu_seqlens_q=_fixed(q_bounds),
+        cu_seqlens_k=_fixed(q_bounds if k_bounds is None else k_bounds),
         extra_k=extra_k,
         extra_v=extra_v,
         examples=examples,
@@ -153,44 +162,81 @@ def _check_patterns(pattern: Pattern | Sequence[Pattern], n_kv_heads: int) -> tu
     for own in patterns:
         if not isinstance(own, Pattern):
             raise ValueError(f"pattern: every KV head's must be a Pattern, got {own!r}")
-    anchors = {tuple(term for term in own.terms if isinstance(term, Anchors)) for own in patterns}
-    if len(anchors) > 1 or len(next(iter(anchors))) > 1:
-        raise ValueError("pattern: all KV heads must have the same Anchors term, and at most one")
-    return patterns if len(set(patterns)) > 1 else patterns[:1]
+    return patterns if len({own.text for own in patterns}) > 1 else patterns[:1]
 
 
-def _check_examples(patterns: tuple[Pattern, ...], expected: int, packed: bool) -> int | None:
-    counts = {pattern.examples for pattern in patterns} - {None}
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _facts(text: str) -> Facts:
+    """How many examples a pattern tells apart, and the r and block of its anchors; -1: it has no such thing."""
+    return _known_facts(text)
+
+
+@lru_cache(maxsize=256)
+def _known_facts(text: str) -> Facts:
+    pattern = parse(text)
+    anchors = [term for term in pattern.terms if isinstance(term, Anchors)]
+    if len(anchors) > 1:
+        raise ValueError(f"pattern: at most one Anchors term, got {anchors[0]!r} and {anchors[1]!r}")
+    r, block = (anchors[0].r, anchors[0].block) if anchors else (-1, -1)
+    return -1 if pattern.examples is None else pattern.examples, r, block
+
+
+def _check_examples(facts: list[Facts], expected: int, packed: bool) -> int | None:
+    counts = [count for count, _, _ in facts if count >= 0]
     if not counts:
         return None
-    if counts != {expected}:
-        what = "documents" if packed else "batch examples"
-        raise ValueError(f"pattern lists Global positions for {counts} examples, but there are {expected} {what}")
+    for count in counts:
+        if count != expected:
+            what = "documents" if packed else "batch examples"
+            raise ValueError(f"pattern lists Global positions for {count} examples, but there are {expected} {what}")
     return expected
 
 
-def _as_list(name: str, lengths: Sequence[int] | Tensor | None) -> list[int] | None:
+def _check_anchors(facts: list[Facts]) -> tuple[int, int] | None:
+    """The r and block that all heads' anchors have, or None."""
+    for own in facts:
+        if own[1:] != facts[0][1:]:
+            raise ValueError("pattern: all KV heads must have the same Anchors term, and at most one")
+    _, r, block = facts[0]
+    return None if r < 0 else (r, block)
+
+
+def _as_list(name: str, lengths: Sequence[int] | Tensor | None) -> list[int] | Tensor | None:
+    """The boundaries as a list; a CUDA tensor stays one, so that nothing waits for the device."""
     if lengths is None:
         return None
     if isinstance(lengths, Tensor):
         if lengths.is_floating_point() or lengths.is_complex() or lengths.dim() != 1:
             raise ValueError(f"{name} must be a one-dimensional integer tensor or list, got {lengths.dtype}, "
                              f"shape {tuple(lengths.shape)}")  # fmt: skip
-        return list(map(int, lengths.tolist()))
+        return lengths if lengths.is_cuda or torch.compiler.is_compiling() else list(map(int, lengths.tolist()))
     if not isinstance(lengths, Sequence) or isinstance(lengths, str):
         raise ValueError(f"{name} must be a one-dimensional integer tensor or list, got {lengths!r}")
     return list(lengths)
 
 
-def _check_extra(name: str, extra: Tensor | None, k: Tensor, anchors: Anchors | None, rows: int) -> None:
+def _fixed(bounds: list[int] | Tensor | None) -> tuple[int, ...] | Tensor | None:
+    return tuple(bounds) if isinstance(bounds, list) else bounds
+
+
+def _check_extra(
+    name: str, extra: Tensor | None, k: Tensor, anchors: tuple[int, int] | None, lengths: list[int] | None
+) -> None:
     if anchors is None:
         if extra is not None:
             raise ValueError(f"{name} was given, but the pattern has no Anchors term that says who sees it")
         return
+    r, block = anchors
     if extra is None:
-        raise ValueError(f"{name} is missing: a pattern with {anchors!r} needs its summary keys and values")
-    shape = (*k.shape[:-3], rows, anchors.r, *k.shape[-2:])
-    if not isinstance(extra, Tensor) or extra.shape != shape:
+        raise ValueError(
+            f"{name} is missing: a pattern with anchors({r}, block={block}) needs its summary keys and values"
+        )
+    if lengths is None:  # known on the device only
+        rows = extra.shape[-4] if isinstance(extra, Tensor) and extra.dim() > 3 else 0
+    else:
+        rows = sum([-(-n_keys // block) for n_keys in lengths])
+    shape = (*k.shape[:-3], rows, r, *k.shape[-2:])
+    if not isinstance(extra, Tensor) or tuple(extra.shape) != shape:
         got = tuple(extra.shape) if isinstance(extra, Tensor) else type(extra).__name__
         raise ValueError(f"{name} must have shape {shape} ([B,] ceil(S / block), R, Hkv, D), got {got}")
     if extra.dtype != k.dtype or extra.device != k.device:

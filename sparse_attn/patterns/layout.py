@@ -67,7 +67,7 @@ class Layout:
         inner_last, last. Full rows are not part of it.
         """
         tiles = np.zeros((len(self.blocks), 4), dtype=np.int64)
-        for rows, document, first, last in self._block_positions():
+        for rows, document, first, last in self.block_positions():
             if self.interval is None:
                 continue
             low_first, high_first = self.interval.bounds(first, document.n_keys)
@@ -79,7 +79,7 @@ class Layout:
             tiles[rows] = np.stack([begin, inner_begin, inner_end, end], axis=1)
         return tiles
 
-    def _block_positions(self) -> Iterator[tuple[slice, Document, Positions, Positions]]:
+    def block_positions(self) -> Iterator[tuple[slice, Document, Positions, Positions]]:
         """For each document: its rows of `blocks`, and the first and last query position of each block."""
         starts = np.searchsorted(self.blocks[:, 0], np.arange(len(self.documents) + 1))
         for index, document in enumerate(self.documents):
@@ -105,7 +105,7 @@ def build_layout(
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
     documents = split_documents(n_queries, n_keys, cu_seqlens_q, cu_seqlens_k)
     check_examples(pattern, documents, packed=cu_seqlens_q is not None)
-    groups = _Groups(pattern, causal)
+    groups = Groups(pattern, causal)
     geometry = Layout(
         n_queries=documents[-1].q_stop if documents else 0,
         n_keys=documents[-1].k_stop if documents else 0,
@@ -133,7 +133,7 @@ def build_layout(
     )
 
 
-class _Groups:
+class Groups:
     """The terms of a pattern, sorted into parts."""
 
     def __init__(self, pattern: Pattern, causal: bool) -> None:
@@ -212,7 +212,7 @@ def _columns(layout: Layout, terms: list[Term], cut: Cut, packed: bool) -> Colum
     positions, offsets = [], [0]
     before = np.zeros((len(layout.blocks), 2), dtype=np.int32)
     after = np.zeros_like(before)
-    for index, (rows, document, first, last) in enumerate(layout._block_positions()):
+    for index, (rows, document, first, last) in enumerate(layout.block_positions()):
         own = _column_positions([term.example(index) if packed else term for term in terms], document.n_keys)
         low, _ = span_bounds(first, *cut, document.n_keys)
         _, high = span_bounds(last, *cut, document.n_keys)

@@ -28,7 +28,12 @@ class Pattern(ABC):
 
     Build one from terms with ``|`` (``Window(2048) | Sinks(4)``) or from text (``parse("window(2048) | sinks(4)")``);
     ``repr`` gives that text back. In a sequence of S keys, query t of T stands at position S - T + t.
+
+    Attributes:
+        text: What ``repr`` gives; written once, when the pattern is made, so that reading it costs nothing.
     """
+
+    text: str
 
     @property
     @abstractmethod
@@ -162,8 +167,11 @@ class Pattern(ABC):
         """Keys beside the sequence's own that every query sees (the anchors)."""
         return sum(term.extra_keys for term in self.terms)
 
-    @abstractmethod
-    def __repr__(self) -> str: ...
+    def __repr__(self) -> str:
+        return self.text
+
+    def _name(self, text: str) -> None:
+        object.__setattr__(self, "text", text)
 
 
 @dataclass(frozen=True, repr=False)
@@ -172,6 +180,9 @@ class Within(Pattern):
 
     term: Term
     limit: Window
+
+    def __post_init__(self) -> None:
+        self._name(f"{self.term!r}.within({self.limit!r})")
 
     @property
     def terms(self) -> tuple[Term | Within, ...]:
@@ -192,15 +203,13 @@ class Within(Pattern):
         """The term's rule and the window's, for query positions i and key positions j."""
         return self.term.keeps(i, j, n_keys, causal) & self.limit.keeps(i, j, n_keys, causal)
 
-    def __repr__(self) -> str:
-        return f"{self.term!r}.within({self.limit!r})"
-
 
 class Union(Pattern):
     """Every key that one of several terms keeps. Order and repetition of the terms do not matter."""
 
     def __init__(self, terms: tuple[Term | Within, ...]) -> None:
         self._terms = terms
+        self._name(self._spelled())
 
     @property
     def terms(self) -> tuple[Term | Within, ...]:
@@ -212,7 +221,7 @@ class Union(Pattern):
     def __hash__(self) -> int:
         return hash(frozenset(self.terms))
 
-    def __repr__(self) -> str:
+    def _spelled(self) -> str:
         limits = {term.limit if isinstance(term, Within) else None for term in self.terms}
         if len(limits) == 1 and (limit := limits.pop()) is not None:
             inner = " | ".join(repr(term.term) for term in self.terms if isinstance(term, Within))

@@ -41,7 +41,14 @@ class Term(Pattern):
         """Whether a query at position i may look at the key at position j of n_keys, before the causal cut."""
         raise NotImplementedError(f"{type(self).__name__} has no rule for single keys")
 
-    def __repr__(self) -> str:
+    def __post_init__(self) -> None:
+        self._check()
+        self._name(self._spelled())
+
+    def _check(self) -> None:
+        """Raise a ValueError where a parameter is none, and bring all into one form."""
+
+    def _spelled(self) -> str:
         given: list[str] = []
         for field in fields(self):  # type: ignore[arg-type]  # every term is a dataclass
             value = getattr(self, field.name)
@@ -68,7 +75,7 @@ class Window(Term):
     left: int
     right: int | None = None
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         _set_count(self, "left", minimum=1)
         if self.right is not None:
             _set_count(self, "right", minimum=0)
@@ -94,7 +101,7 @@ class Chunked(Term):
 
     size: int
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         _set_count(self, "size", minimum=1)
 
     def keeps(self, i: Positions, j: Positions, n_keys: int, causal: bool) -> NDArray[np.bool_]:
@@ -124,7 +131,7 @@ class Dilated(Term):
     window: int | None
     dilation: int
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         if self.window is not None:
             _set_count(self, "window", minimum=1)
         _set_count(self, "dilation", minimum=1)
@@ -151,7 +158,7 @@ class Strided(Term):
     offset: int = 0
     rows: str = "all"
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         _set_count(self, "stride", minimum=1)
         _set_count(self, "offset", minimum=0)
         if self.offset >= self.stride:
@@ -173,7 +180,7 @@ class Sinks(Term):
 
     n: int
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         _set_count(self, "n", minimum=1)
 
     def keeps(self, i: Positions, j: Positions, n_keys: int, causal: bool) -> NDArray[np.bool_]:
@@ -203,6 +210,7 @@ class Global(Term):
             raise ValueError(f"Global: positions mixes numbers and lists: {given!r}")
         chosen = tuple(_position_set(item) for item in given) if any(nested) else _position_set(given)
         object.__setattr__(self, "positions", chosen)
+        self._name(self._spelled())
 
     @property
     def examples(self) -> int | None:
@@ -242,7 +250,7 @@ class Random(Term):
     seed: int = 0
     block: int = 64
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         _set_count(self, "blocks", minimum=1)
         _set_count(self, "seed", minimum=0)
         if self.seed >= 1 << 64:
@@ -280,7 +288,7 @@ class Anchors(Term):
     r: int = 64
     block: int = 128
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         _set_count(self, "r", minimum=1)
         _set_count(self, "block", minimum=1)
 

@@ -13,6 +13,17 @@ TERM_COLOURS = {
     "full": "#64748b",
     "anchors": "#8c564b",
 }
+#: What a model's layer attends with. Layers that see everything are warm, those that do not are cool.
+KIND_COLOURS = {
+    "full": "#e3742b",
+    "latent": "#d6533c",
+    "hybrid": "#c78a12",
+    "indexed": "#c8457c",
+    "sliding": "#2f6db5",
+    "chunked": "#1f97a6",
+    "linear": "#2f9e6e",
+    "none": "#aab4c0",
+}
 SERIES_COLOURS = ("#64748b", "#2f6db5", "#e3742b", "#2f9e6e", "#7d57b8", "#c8457c", "#1f97a6", "#b58a1b")
 
 PAPER = "#ffffff"

@@ -80,6 +80,7 @@ def plain_attention(
             for b in range(n_batch)
         ]
     )  # fmt: skip
+    keep = keep.to(q.device)
     keys, values = (x.repeat_interleave(hq // hkv, 2).transpose(1, 2) for x in (k, v))
     queries = q.transpose(1, 2)
     logits = queries @ keys.transpose(2, 3)

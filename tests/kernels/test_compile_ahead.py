@@ -18,7 +18,10 @@ def compile_for(*options: str) -> None:
 
 
 def test_the_usual_shape_on_ampere_and_hopper() -> None:
-    compile_for("--capabilities", "8.6", "9.0", "--head-dims", "128", "--dtypes", "bf16", "--jobs", "1")
+    usual = ("--head-dims", "128", "--dtypes", "bf16", "--jobs", "2")
+    compile_for("--capabilities", "8.6", "9.0", "--parts", "union", *usual)
+    walks = ("forward", "backward_keys", "backward_queries")
+    compile_for("--capabilities", "9.0", "--parts", "dilated", "--kernels", *walks, *usual)
 
 
 @pytest.mark.slow

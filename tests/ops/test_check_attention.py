@@ -41,7 +41,7 @@ WRONG = {
     "no pattern": ({"pattern": None}, "pattern must be a Pattern such as .* got None"),
     "per head": ({"pattern": [Window(4)] * 3}, "one pattern per KV head, 2, got 3"),
     "in the list": ({"pattern": [Window(4), 3]}, "every KV head's must be a Pattern, got 3"),
-    "examples": ({"pattern": Global([[1], [2], [3]])}, r"for \{3\} examples, but there are 2 batch examples"),
+    "examples": ({"pattern": Global([[1], [2], [3]])}, r"for 3 examples, but there are 2 batch examples"),
     "scale": ({"scale": float("nan")}, "scale must be a finite number or None, got nan"),
     "scale text": ({"scale": "1"}, "scale must be a finite number or None, got '1'"),
     "causal": ({"causal": "no"}, "causal must be True or False, got 'no'"),

@@ -2,7 +2,8 @@
 
     delta = sum_d(dout * out) - dlse;   lse2 = log2(e) * LSE
 
-They are stored head by head, ``[B, Hq, T]``, so that a tile of rows reads them as one run.
+They are stored head by head, ``[B, Hq, T]``, so that a tile of rows reads them as one run. Behind the last row, up to a
+multiple of 16, stand rows of weight 0 (lse2 infinite): a tile reads several numbers at once without asking for each.
 """
 
 import torch
@@ -10,24 +11,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .interval import head_pointer
+from .blocks import head_pointer
+from .launch import lengths_of
 from .tiles import padded_head_dim
 
 _ROWS = 64
 
 
-@triton.jit
+@triton.jit(do_not_specialize=lengths_of("backward_rows"))
 def backward_rows_kernel(
     out, d_out, lse, d_lse, delta, lse2,
     stride_ob, stride_ot, stride_oh, stride_db, stride_dt, stride_dh, stride_lb, stride_lt, stride_lh,
+    stride_sb, stride_st, stride_sh, stride_row,
     n_queries, n_heads,
-    HAS_D_LSE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+    HAS_D_LSE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS_A_PROGRAM: tl.constexpr,
 ):  # fmt: skip
-    program, batch = tl.program_id(0), tl.program_id(1)
+    program = tl.program_id(0)
+    blocks = (n_queries + ROWS_A_PROGRAM - 1) // ROWS_A_PROGRAM
     head = program % n_heads
-    rows = program // n_heads * ROWS + tl.arange(0, ROWS)
+    batch = program // n_heads // blocks
+    rows = program // n_heads % blocks * ROWS_A_PROGRAM + tl.arange(0, ROWS_A_PROGRAM)
     d = tl.arange(0, BLOCK_D)
     inside = rows < n_queries
+    padded = rows < stride_row
     seen = inside[:, None] & (d < D)[None, :]
     wide = rows.to(tl.int64)
     out_at = head_pointer(out, batch, head, stride_ob, stride_oh, False) + (wide * stride_ot)[:, None] + d[None, :]
@@ -39,20 +45,22 @@ def backward_rows_kernel(
     if HAS_D_LSE:
         d_lse_at = head_pointer(d_lse, batch, head, stride_lb, stride_lh, False) + wide * stride_lt
         result -= tl.load(d_lse_at, mask=inside, other=0.0)
-    at = (batch.to(tl.int64) * n_heads + head) * n_queries + rows
-    tl.store(delta + at, result, mask=inside)
-    natural = tl.load(lse + (batch.to(tl.int64) * n_queries + rows) * n_heads + head, mask=inside, other=0.0)
-    tl.store(lse2 + at, natural * 1.4426950408889634, mask=inside)
+    at = (batch.to(tl.int64) * n_heads + head) * stride_row + rows
+    tl.store(delta + at, tl.where(inside, result, 0.0), mask=padded)
+    lse_at = head_pointer(lse, batch, head, stride_sb, stride_sh, False) + wide * stride_st
+    natural = tl.load(lse_at, mask=inside, other=float("inf"))
+    tl.store(lse2 + at, natural * 1.4426950408889634, mask=padded)
 
 
 def backward_rows(out: Tensor, d_out: Tensor, lse: Tensor, d_lse: Tensor | None) -> tuple[Tensor, Tensor]:
-    """delta and lse2, ``[B, Hq, T]`` in float32."""
+    """delta and lse2 in float32, ``[B, Hq, T]``, T rounded up to a multiple of 16."""
     batch, n_queries, n_heads, head_dim = out.shape
-    delta = torch.empty((batch, n_heads, n_queries), dtype=torch.float32, device=out.device)
+    delta = torch.empty((batch, n_heads, -(-n_queries // 16) * 16), dtype=torch.float32, device=out.device)
     lse2 = torch.empty_like(delta)
-    backward_rows_kernel[(-(-n_queries // _ROWS) * n_heads, batch)](
+    backward_rows_kernel[(-(-n_queries // _ROWS) * n_heads * batch,)](
         out, d_out, lse, d_lse, delta, lse2,
-        *out.stride()[:3], *d_out.stride()[:3], *((0, 0, 0) if d_lse is None else d_lse.stride()), n_queries, n_heads,
-        HAS_D_LSE=d_lse is not None, D=head_dim, BLOCK_D=padded_head_dim(head_dim), ROWS=_ROWS,
+        *out.stride()[:3], *d_out.stride()[:3], *((0, 0, 0) if d_lse is None else d_lse.stride()),
+        *lse.stride(), delta.stride(1), n_queries, n_heads,
+        HAS_D_LSE=d_lse is not None, D=head_dim, BLOCK_D=padded_head_dim(head_dim), ROWS_A_PROGRAM=_ROWS,
     )  # fmt: skip
     return delta, lse2

@@ -1,83 +1,222 @@
-"""What the kernels are told of a pattern and its lengths, cached: the layers of a model ask for the same few."""
+"""What the kernels are told of a pattern and its lengths, cached: the layers of a model ask for the same few.
 
-from dataclasses import dataclass
+Positions are walked as x = 0, 1, ... on a grid, position = residue + x * step: a dilated pass has its dilation as step and
+every residue as a grid of its own; the main pass, which reads all other parts, has step 1.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ...patterns import Chunked, Dilated, Full, Pattern, Sinks, Strided, Window
-from ...patterns.documents import Document, split_documents
-from ...patterns.parts import Columns, Interval
-from ...patterns.pattern import Within
+from ...patterns import Anchors, Layout, Pattern
+from ...patterns.documents import Document, check_examples, split_documents
+from ...patterns.layout import Cut, Groups
+from ...patterns.parts import DilatedPass, Interval
+from . import tables
+from .tiles import FAR
 
-_FAR = 1 << 30  # stands for an unlimited side; position arithmetic stays inside 32 bits
 
-
-@dataclass(frozen=True)
-class ColumnTable:
-    """The columns of all documents, one document after the other.
+class Walk(NamedTuple):
+    """One launch's walk over the keys.
 
     Attributes:
-        count: Their number.
-        positions: ``[columns]`` key positions in the document, int32.
-        tokens: ``[columns]`` where they stand in k, int64.
-        left, right: How far before and after it a query sees columns.
+        step, left, right: The grid, and the hops that a query sees before (its own included) and after it.
+        residue: The only residue that is walked; None: all of them.
+        earlier: How many dilated passes came before, whose keys are left out; -1: this is the main pass.
     """
 
-    count: int
-    positions: Tensor
-    tokens: Tensor
+    step: int
     left: int
     right: int
+    residue: int | None
+    earlier: int
+
+    @property
+    def dilated(self) -> bool:
+        return self.earlier >= 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Geometry:
-    """One pattern over one set of lengths.
+    """One pattern over one set of lengths; compared by identity, since equal ones are made once.
 
     Attributes:
-        pattern, causal: What it was made from.
-        interval: Left, right, chunk, chunk_left and chunk_right, as the kernels take them.
-        has_interval: False if the queries have columns only.
-        has_chunk: Whether the chunk's three mean anything.
-        has_columns: Whether any term names columns.
-        documents: The documents of a packed call; a plain one is one document.
-        packed: Whether the kernels read the documents' boundaries.
+        pattern, causal, documents, packed: What it was made from; a plain sequence is one document.
+        main: The pass over interval, columns, lists and extra keys; None if the pattern has dilated terms only.
+        passes: The dilated passes, which continue where the main pass ended.
+        has_interval, chunks: Whether queries have an interval, and the number of chunk sizes in it.
+        rows, columns, lists: How many groups of full rows, columns and block lists there are; those of one group share
+            their limits (and block size).
+        list_block: The largest block of a list, 0 without lists.
+        few_columns: The number of columns where it does not grow with the sequence, otherwise 0.
+        uncut: Whether columns are seen from everywhere, but for causality.
+        anchors: The extra keys' term.
+        parameters: Chunks, then the limits of rows, of columns, of lists, and of passes, as the kernels read them.
     """
 
     pattern: Pattern
     causal: bool
-    interval: tuple[int, int, int, int, int]
-    has_interval: bool
-    has_chunk: bool
-    has_columns: bool
     documents: tuple[Document, ...]
     packed: bool
+    main: Walk | None
+    passes: tuple[Walk, ...]
+    has_interval: bool
+    chunks: int
+    rows: int
+    columns: int
+    lists: int
+    list_block: int
+    few_columns: int
+    uncut: bool
+    anchors: Anchors | None
+    parameters: tuple[int, ...]
+    groups: Groups
+    _made: dict[Any, Any] = field(default_factory=dict)
 
-    def columns(self, device: torch.device) -> ColumnTable | None:
-        """The columns, or None if there are none at these lengths."""
-        return _column_table(self, device) if self.has_columns else None
+    @property
+    def walks(self) -> Iterator[Walk]:
+        """The passes in order."""
+        if self.main is not None:
+            yield self.main
+        yield from self.passes
 
-    def column_ranges(self, rows: int, device: torch.device) -> Tensor | None:
-        """For each block of so many query rows, which columns it reads: before its interval, and after it, ``[blocks, 4]``."""
-        return _column_ranges(self, rows, device) if self.has_columns else None
+    @property
+    def left(self) -> int:
+        return _side(self._interval.left)
 
-    def blocks(self, rows: int, axis: str, device: torch.device) -> tuple[int, Tensor | None, Tensor | None]:
-        """How many blocks of so many query rows (axis "q"), keys ("k") or columns ("c") there are, and the packed tables.
+    @property
+    def right(self) -> int:
+        return _side(self._interval.right)
+
+    @property
+    def _interval(self) -> Interval:
+        return self.groups.interval or Interval(1, 0)
+
+    def excludes(self, walk: Walk) -> bool:
+        """Whether a dilated pass meets keys that an earlier part has named."""
+        return walk.dilated and (walk.earlier > 0 or self.main is not None)
+
+    def walked(self, walk: Walk) -> int:
+        """Keys that a query of a pass walks along at most in one run; 0 where it walks along several runs."""
+        if (self.columns and not self.few_columns) or self.lists:
+            return 0
+        runs = [walk.left + walk.right, *(min(chunk.size, FAR) for chunk in self._interval.chunks)]
+        return FAR if self.rows else min(max(runs), FAR)
+
+    def layout(self, rows: int) -> Layout:
+        """The pattern's layout for blocks of so many query rows."""
+        return self.once(("layout", rows), lambda: self._layout(rows))
+
+    def blocks(self, walk: Walk, rows: int, axis: str, device: torch.device) -> tuple[int, Tensor | None]:
+        """How many blocks of so many queries (axis "q") or keys ("k") a pass has, and their table ``[blocks, 4]``.
+
+        A row holds document, residue, first x and end. None where the kernels can count by themselves.
+        """
+        if not self.packed and not walk.dilated:
+            document = self.documents[0]
+            return -(-(document.n_queries if axis == "q" else document.n_keys) // rows), None
+        table = self.once(("blocks", walk, rows, axis), lambda: tables.blocks(self.documents, walk, rows, axis))
+        return len(table), self._on(device, ("blocks", walk, rows, axis), table)
+
+    def numbers(self, device: torch.device) -> Tensor:
+        """`parameters` on the device; one number at least, so that there is something to point to."""
+        return self._on(device, "parameters", tables.vector(self.parameters or (0,)))
+
+    def document_table(self, device: torch.device) -> Tensor | None:
+        """``[documents, 7]``: first query and end, first key and end, first row of extra keys, first full row and end."""
+        if not (self.packed or self.rows):
+            return None
+        return self._table(device, "documents", lambda: tables.documents(self))
+
+    def key_bits(self, device: torch.device) -> Tensor | None:
+        """For each key in which groups it is a column, one bit a group; None where no kernel needs it."""
+        if not self.columns or not (self.columns > 1 or self.lists or self.passes):
+            return None
+        return self._table(device, "key bits", lambda: tables.key_bits(self))
+
+    def row_tables(self, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+        """For each query in which groups it is a full row, one bit a group; and the full rows' positions in order."""
+        if not self.rows:
+            return None, None
+        bits = self._table(device, "row bits", lambda: tables.row_bits(self))
+        return bits, self._table(device, "row positions", lambda: tables.row_positions(self))
+
+    def column_tables(self, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """The columns' positions in their document and their tokens, group by group; None if there are none."""
+        if not self.columns:
+            return None
+        positions = self._table(device, "column positions", lambda: tables.column_positions(self))
+        if not len(positions):
+            return None
+        return positions, self._table(device, "column tokens", lambda: tables.column_tokens(self))
+
+    def column_ranges(self, rows: int, device: torch.device) -> Tensor:
+        """``[query blocks, groups, 6]``: of the columns before the block's interval the first, the end of those that
+        all its queries see, and the end; of those after it the first, the first that all see, and the end."""
+        return self._table(device, ("column ranges", rows), lambda: tables.column_ranges(self, rows))
+
+    def column_blocks(
+        self, columns: int, most: int, least_rows: int, device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[slice, ...]]:
+        """Blocks of so many columns, each split among programs that take equal shares of the queries which see it.
+
+        Args:
+            most: Splits of all blocks together, about.
+            least_rows: Fewer queries than this are not split.
 
         Returns:
-            The number of blocks, the blocks ``[blocks, 3]`` (document, first row, end) and the documents'
-            boundaries ``[documents, 4]``, int32 on the device; None for both without packing.
+            A table ``[splits, 6]`` (document, group, first column and end, number of the split, splits of its block),
+            the number of splits of each block, where each column stands among the blocks' columns, and each group's
+            columns.
         """
-        if not self.packed:
-            document = self.documents[0]
-            columns = self.columns(device) if axis == "c" else None
-            count = columns.count if columns else {"q": document.n_queries, "k": document.n_keys, "c": 0}[axis]
-            return -(-count // rows), None, None
-        return _tables(self, rows, axis, device)
+        name = ("column blocks", columns, most, least_rows)
+        made = self.once(name, lambda: tables.column_blocks(self, columns, most, least_rows))
+        table = self._on(device, name, made)
+        counts = self._table(device, (*name, "counts"), lambda: tables.column_splits(made))
+        places = self._table(device, (*name, "places"), lambda: tables.column_places(made, columns))
+        return table, counts, places, self.once("column groups", lambda: tables.column_groups(self))
+
+    def extra_documents(self, device: torch.device) -> Tensor | None:
+        """The document of each row of extra keys; None without packing."""
+        return self._table(device, "extra documents", lambda: tables.extra_documents(self)) if self.packed else None
+
+    def list_tables(self, device: torch.device, axis: str) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Compressed rows of all lists by query block (axis "q") or key block ("k").
+
+        Where each list's first row stands, by list and document ``[lists, documents]``; where rows begin; and each
+        entry's (query block, key block) ``[entries, 2]``, counted in its document.
+        """
+        if not self.lists:
+            return None
+        made = self.once(("lists", axis), lambda: tables.lists(self, axis))
+        first, begins, entries = (self._on(device, ("lists", axis, nth), made[nth]) for nth in range(3))
+        return first, begins, entries
+
+    def _layout(self, rows: int) -> Layout:
+        lengths: dict[str, Any] = {"n_queries": self.documents[-1].q_stop, "n_keys": self.documents[-1].k_stop}
+        if self.packed:
+            first = self.documents[0]
+            lengths |= {
+                "cu_seqlens_q": [first.q_start, *(document.q_stop for document in self.documents)],
+                "cu_seqlens_k": [first.k_start, *(document.k_stop for document in self.documents)],
+            }
+        return self.pattern.layout(**lengths, block_q=rows, block_k=rows, causal=self.causal)
+
+    def _table(self, device: torch.device, name: Any, make: Any) -> Tensor:
+        return self._on(device, name, self.once(name, make))
+
+    def once(self, name: Any, make: Any) -> Any:
+        """What was made under a name, or what `make` makes now."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
+    def _on(self, device: torch.device, name: Any, table: Any) -> Tensor:
+        return self.once((device, name), lambda: torch.from_numpy(table).to(device))  # type: ignore[no-any-return]
 
 
 @lru_cache(maxsize=64)
@@ -89,112 +228,61 @@ def geometry(
     cu_seqlens_q: tuple[int, ...] | None,
     cu_seqlens_k: tuple[int, ...] | None,
 ) -> Geometry:
-    """The geometry of a pattern of one interval around each query, and columns.
+    """The geometry of a pattern. Tables are made when a kernel asks for them: a window has none.
 
     Raises:
-        NotImplementedError: the pattern has parts that the kernels do not read yet.
+        NotImplementedError: more than 31 groups of columns or of full rows, cut to windows of their own.
     """
-    refused = [repr(clause) for clause in pattern.terms if not _served(clause)]
-    if refused:
-        raise NotImplementedError(
-            f"implementation 'triton' has no kernel for {refused[0]} yet, only for unions of window, chunked, full, "
-            "sinks and strided; use implementation='reference'"
-        )
-    # Of one token, the layout tells what the terms reduce to; it costs microseconds at any length.
-    layout = pattern.layout(1, block_q=1, block_k=1, causal=causal)
-    interval = layout.interval or Interval(1, 0)
-    if len(interval.chunks) > 1:
-        raise NotImplementedError(
-            f"implementation 'triton' takes one chunk size, {pattern!r} has {len(interval.chunks)}; use 'reference'"
-        )
-    columns = [clause for clause in pattern.terms if _names_columns(clause)]
-    limits = {clause.limit if isinstance(clause, Within) else None for clause in columns}
-    if len(limits) > 1:
-        raise NotImplementedError(
-            f"implementation 'triton' takes columns with one limit, those of {pattern!r} differ; use 'reference'"
-        )
+    groups = Groups(pattern, causal)
+    for kind, cuts in (("columns", groups.columns), ("global rows", groups.full_rows)):
+        if len(cuts) > 31:
+            raise NotImplementedError(
+                f"implementation 'triton' takes {kind} cut to at most 31 different windows, {pattern!r} has {len(cuts)}; "
+                "use 'reference'"
+            )
+    documents = split_documents(n_queries, n_keys, cu_seqlens_q, cu_seqlens_k)
+    check_examples(pattern, documents, packed=cu_seqlens_q is not None)
+    interval = groups.interval or Interval(1, 0)
+    main = Walk(1, _side(interval.left), _side(interval.right), None, -1)
+    beside = groups.interval or groups.columns or groups.lists or groups.full_rows or groups.anchors
+    # A first pass over one residue would leave the other rows unwritten.
+    alone = groups.dilated and groups.dilated[0].residue is None and not beside
     return Geometry(
         pattern=pattern,
         causal=causal,
-        interval=_numbers(interval),
-        has_interval=layout.interval is not None,
-        has_chunk=bool(interval.chunks),
-        has_columns=bool(limits),
-        documents=split_documents(n_queries, n_keys, cu_seqlens_q, cu_seqlens_k),
+        documents=documents,
         packed=cu_seqlens_q is not None,
+        main=None if alone else main,
+        passes=tuple(_walk(step, nth) for nth, step in enumerate(groups.dilated)),
+        has_interval=groups.interval is not None,
+        chunks=len(interval.chunks),
+        rows=len(groups.full_rows),
+        columns=len(groups.columns),
+        lists=len(groups.lists),
+        list_block=max((block for block, _ in groups.lists), default=0),
+        few_columns=tables.few_columns(groups),
+        uncut=all(left is None and right == (0 if causal else None) for left, right in groups.columns),
+        anchors=groups.anchors,
+        parameters=tuple(_parameters(groups, interval)),
+        groups=groups,
     )
 
 
-def _served(clause: Pattern) -> bool:
-    term = clause.term if isinstance(clause, Within) else clause
-    return (
-        isinstance(term, Window | Chunked | Full | Sinks)
-        or (isinstance(term, Strided) and (term.rows == "all" or term.stride == 1))
-        or (isinstance(term, Dilated) and term.dilation == 1)
-    )
+def _walk(step: DilatedPass, nth: int) -> Walk:
+    return Walk(step.dilation, _side(step.left), _side(step.right), step.residue, nth)
 
 
-def _names_columns(clause: Pattern) -> bool:
-    term = clause.term if isinstance(clause, Within) else clause
-    return isinstance(term, Sinks) or (isinstance(term, Strided) and term.stride > 1)
+def _parameters(groups: Groups, interval: Interval) -> Iterator[int]:
+    for chunk in interval.chunks:
+        yield from (min(chunk.size, FAR), _side(chunk.left), _side(chunk.right))
+    cuts: list[Cut] = [*groups.full_rows, *groups.columns]
+    for left, right in cuts:
+        yield from (_side(left), _side(right))
+    for block, (left, right) in groups.lists:
+        yield from (min(block, FAR), _side(left), _side(right))
+    for step in groups.dilated:
+        yield from (step.dilation, _side(step.left), _side(step.right), -1 if step.residue is None else step.residue)
 
 
-def _numbers(interval: Interval) -> tuple[int, int, int, int, int]:
-    chunk = interval.chunks[0] if interval.chunks else (1, 1, 0)
-    sides = (interval.left, interval.right, *chunk)
-    left, right, size, chunk_left, chunk_right = (_FAR if side is None else min(side, _FAR) for side in sides)
-    return left, right, size, chunk_left, chunk_right
-
-
-@lru_cache(maxsize=64)
-def _tables(where: Geometry, rows: int, axis: str, device: torch.device) -> tuple[int, Tensor, Tensor]:
-    offsets = None if axis != "c" else _layout_columns(where, rows)
-    blocks = []
-    for index, document in enumerate(where.documents):
-        if axis == "c":
-            bounds = (0, 0) if offsets is None else (int(offsets.offsets[index]), int(offsets.offsets[index + 1]))
-        else:
-            bounds = (document.q_start, document.q_stop) if axis == "q" else (document.k_start, document.k_stop)
-        starts = np.arange(*bounds, rows, dtype=np.int32)
-        stops = np.minimum(starts + rows, bounds[1])
-        blocks.append(np.stack([np.full_like(starts, index), starts, stops], axis=1))
-    table = torch.from_numpy(np.concatenate(blocks).astype(np.int32))
-    boundaries = torch.from_numpy(np.array(where.documents, dtype=np.int32))
-    return len(table), table.to(device), boundaries.to(device)
-
-
-@lru_cache(maxsize=64)
-def _layout_columns(where: Geometry, rows: int) -> Columns | None:
-    lengths: dict[str, Any] = {"n_queries": where.documents[-1].q_stop, "n_keys": where.documents[-1].k_stop}
-    if where.packed:
-        first = where.documents[0]
-        lengths |= {
-            "cu_seqlens_q": [first.q_start, *(document.q_stop for document in where.documents)],
-            "cu_seqlens_k": [first.k_start, *(document.k_stop for document in where.documents)],
-        }
-    columns = where.pattern.layout(**lengths, block_q=rows, block_k=rows, causal=where.causal).columns
-    return columns[0] if columns else None
-
-
-@lru_cache(maxsize=64)
-def _column_table(where: Geometry, device: torch.device) -> ColumnTable | None:
-    columns = _layout_columns(where, 128)
-    if columns is None:
-        return None
-    starts = np.repeat([document.k_start for document in where.documents], np.diff(columns.offsets))
-    left, right = (_FAR if side is None else min(side, _FAR) for side in (columns.left, columns.right))
-    return ColumnTable(
-        count=len(columns.positions),
-        positions=torch.from_numpy(columns.positions).to(device),
-        tokens=torch.from_numpy(columns.positions + starts).to(device, torch.int64),
-        left=left,
-        right=right,
-    )
-
-
-@lru_cache(maxsize=64)
-def _column_ranges(where: Geometry, rows: int, device: torch.device) -> Tensor | None:
-    columns = _layout_columns(where, rows)
-    if columns is None:
-        return None
-    return torch.from_numpy(np.concatenate([columns.before, columns.after], axis=1)).to(device)
+def _side(side: int | None) -> int:
+    return FAR if side is None else min(side, FAR)

@@ -2,17 +2,19 @@
 
 import sys
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 import torch
 
-from sparse_attn import Random, Sinks, Window, attention, parse
+from sparse_attn import Anchors, Global, Sinks, Window, attention, parse
 from sparse_attn.testing.judge_attention import judge_attention
 
 # The interpreter counts with numpy, and says so: rows past the end divide 0 by 0, and are not stored.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:invalid value encountered:RuntimeWarning",
     "ignore:divide by zero:RuntimeWarning",
+    "ignore:overflow encountered:RuntimeWarning",
     "ignore:Conversion of an array with ndim > 0:DeprecationWarning",
 )
 
@@ -58,6 +60,17 @@ CASES = [
     Case("strided(7, offset=6)", T=30, S=30),  # the first six queries see nothing
     Case("sinks(5)", T=40, S=60, causal=False),
     Case("window(200) | sinks(3)", T=40, S=60),  # the columns lie in every interval
+    Case("chunked(4) | chunked(6)", T=30, S=30),
+    Case("sinks(2) | sinks(4).within(window(5))", T=30, S=34, causal=False),
+    Case("dilated(9, 5)", T=60, S=65, Hq=1),
+    Case("dilated(None, 4) | window(7)", T=60, S=60, causal=False, Hq=1),
+    Case("strided(20, rows='strided')", T=45, S=50, Hq=1),  # the other rows see nothing
+    Case("dilated(5, 3) | dilated(4, 2) | random(1, block=8) | sinks(2)", T=40, S=40, Hq=1),
+    Case("random(3, seed=2, block=8) | window(9) | sinks(2)", T=40, S=44, Hq=1),
+    Case("random(2, block=8) | random(2, block=12)", T=40, S=48, Hq=1, causal=False),
+    Case("global((0, 17, 30, 31, 9999)) | window(9)", T=50, S=60),
+    Case("global((0, 17, 30, 31)) | window(9)", T=60, S=60, causal=False, B=2),
+    Case("(global((3, 30)) | random(2, block=8) | strided(8)).within(window(20))", T=40, S=40, Hq=1),
 ]
 
 
@@ -109,6 +122,7 @@ def test_sums_of_columns_may_be_split(monkeypatch: pytest.MonkeyPatch) -> None:
 
     module = sys.modules["sparse_attn.kernels.attention.backward_columns"]
     monkeypatch.setattr(module, "_ROWS_A_SPLIT", 20)
+    monkeypatch.setattr(module, "_SHARE", 1.0)
     judge_attention(Case("split", T=90, S=100).inputs(), parse("window(9) | strided(9)"), implementation="triton")
 
 
@@ -117,14 +131,60 @@ def test_one_pattern_per_kv_head() -> None:
     judge_attention(case.inputs(), [Window(9), parse("chunked(16)")], implementation="triton")
 
 
+@pytest.mark.parametrize(("T", "S"), [(1, 20), (40, 70)])
+def test_extra_keys_stand_beside_the_pattern(T: int, S: int) -> None:
+    case = Case("extra", T=T, S=S, B=2)
+    inputs = case.inputs()
+    inputs |= {name: torch.randn(2, -(-S // 16), 5, 1, 16, device=DEVICE) for name in ("extra_k", "extra_v")}
+    judge_attention(inputs, Window(9) | Sinks(2) | Anchors(5, block=16), implementation="triton")
+
+
+def test_extra_keys_of_packed_documents() -> None:
+    inputs = {name: tensor[0] for name, tensor in Case("extra", T=40, S=50).inputs().items()}
+    q_bounds, k_bounds = [0, 10, 10, 40], [0, 10, 14, 50]
+    rows = sum(-(-(stop - start) // 7) for start, stop in pairwise(k_bounds))
+    inputs |= {name: torch.randn(rows, 3, 1, 16, device=DEVICE) for name in ("extra_k", "extra_v")}
+    pattern = parse("window(9) | anchors(3, block=7) | random(1, block=4) | global((0, 5)) | dilated(3, 4)")
+    judge_attention(inputs, pattern, implementation="triton", cu_seqlens_q=q_bounds, cu_seqlens_k=k_bounds)
+
+
+def test_global_positions_per_example_and_per_document() -> None:
+    pattern = Window(5) | Global([[3, 30], [25]])
+    judge_attention(Case("examples", T=40, S=50, B=2).inputs(), pattern, implementation="triton")
+    inputs = {name: tensor[0] for name, tensor in Case("documents", T=40, S=40).inputs().items()}
+    judge_attention(inputs, pattern, implementation="triton", cu_seqlens_q=[0, 10, 40])
+
+
+def test_empty_sequences() -> None:
+    for T, S in ((0, 0), (0, 9)):
+        inputs = {name: tensor.requires_grad_() for name, tensor in Case("empty", T=T, S=S).inputs().items()}
+        out, lse = attention(**inputs, pattern=parse("window(4) | random(2)"), return_lse=True, implementation="triton")
+        assert out.shape == (1, T, 2, 16)
+        assert lse.shape == (1, T, 2)
+        out.sum().backward()
+        assert inputs["k"].grad.abs().sum() == 0
+
+
+def test_strided_and_transposed_inputs_are_read_right(loads: str) -> None:
+    inputs = Case("strides", T=40, S=40, B=2, Hq=4, Hkv=2).inputs()
+    expected = attention(**inputs, pattern=Window(9) | Sinks(2), implementation="triton")
+    heads_first = {name: x.transpose(1, 2).contiguous().transpose(1, 2) for name, x in inputs.items()}
+    padded = {name: torch.cat([x, x], -1)[..., : x.shape[-1]] for name, x in inputs.items()}
+    last_apart = {name: torch.stack([x, x], -1)[..., 0] for name, x in inputs.items()}
+    expanded = {name: x[:1].expand_as(x) for name, x in inputs.items()}
+    for views in (heads_first, padded, last_apart):
+        assert torch.equal(attention(**views, pattern=Window(9) | Sinks(2), implementation="triton"), expected)
+    both = attention(**expanded, pattern=Window(9) | Sinks(2), implementation="triton")
+    assert torch.equal(both[0], both[1])
+
+
 def test_what_the_kernels_do_not_serve_is_refused_by_name() -> None:
     inputs = Case("refused", T=8, S=8).inputs()
-    with pytest.raises(NotImplementedError, match=r"no kernel for random\(2\) yet, .* use implementation='reference'"):
-        attention(**inputs, pattern=Window(4) | Random(2), implementation="triton")
-    with pytest.raises(NotImplementedError, match="takes columns with one limit"):
-        attention(**inputs, pattern=Sinks(2) | Sinks(4).within(Window(5)), implementation="triton")
-    with pytest.raises(NotImplementedError, match=r"takes one chunk size, .* has 2"):
-        attention(**inputs, pattern=parse("chunked(4) | chunked(6)"), implementation="triton")
+    many = Sinks(1).within(Window(1))
+    for left in range(2, 33):
+        many |= Sinks(1).within(Window(left))
+    with pytest.raises(NotImplementedError, match=r"at most 31 different windows, .* has 32; use 'reference'"):
+        attention(**inputs, pattern=many, implementation="triton")
     with pytest.raises(NotImplementedError, match=r"got torch\.float64; use 'reference'"):
         attention(**{name: x.double() for name, x in inputs.items()}, pattern=Window(4), implementation="triton")
     wide = Case("wide", T=8, S=8, D=257).inputs()

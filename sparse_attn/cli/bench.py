@@ -1,0 +1,52 @@
+"""`sparse-attn bench`: the GPU kernels against their peers, each answer checked before it is timed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .console import print_json, results
+
+
+def bench(
+    out: Annotated[Path, typer.Option(help="Folder for <gpu>/attention.json and attention.png.")] = Path(
+        "bench-results"
+    ),
+    only: Annotated[
+        list[str] | None, typer.Option(help='Shapes whose name begins so, e.g. "window(2048) 32K D128"; repeatable.')
+    ] = None,
+    peers: Annotated[
+        bool, typer.Option(help="Time PyTorch's attention, and flash-attn-4 if installed, beside ours.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results for a program to read.")] = False,
+) -> None:
+    """Time attention on this machine's GPU: forward, backward, memory.
+
+    Example: sparse-attn bench --only "window(2048) 32K" --no-peers
+    """
+    from ..reports.atomic import write_whole
+    from ..reports.benchmark_chart import draw_benchmark
+    from ..testing.gpu_benchmark import describe_row, run_benchmark
+
+    result: dict[str, Any] = {}
+    folder = out
+    for result in run_benchmark(tuple(only or ()), peers=peers):
+        name = result["gpu"]
+        folder = out / ("h100" if "H100" in name else name.lower().replace(" ", "-"))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "attention.json", json_text(result))
+        if not as_json:
+            results().print(describe_row(result["rows"][-1]), soft_wrap=True)
+    draw_benchmark(result, folder / "attention.png")
+    if as_json:
+        print_json(result)
+    else:
+        results().print(f"written: {folder / 'attention.json'}, {folder / 'attention.png'}", soft_wrap=True)
+
+
+def json_text(result: dict[str, Any]) -> str:
+    import json
+
+    return json.dumps(result, indent=1) + "\n"
