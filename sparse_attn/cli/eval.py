@@ -122,6 +122,8 @@ def evaluate(
     for path in (html, markdown):
         if path is not None:
             check_writable(path)  # now, not after minutes of work
+    if out is not None:
+        _check_appendable(out)
     chosen = [repr(parse(given)) for given in pattern_texts(pattern or list(DEFAULT_PATTERNS))]
     plan = Plan(
         tasks=tuple(_read(tasks, one_of(*TASK_NAMES))),
@@ -156,6 +158,16 @@ def evaluate(
 
 
 evaluate.__doc__ = f"{evaluate.__doc__}\n\n{EXAMPLES}"
+
+
+def _check_appendable(path: Path) -> None:
+    """As `check_writable`, but a file that exists is added to where it is: its folder need not be writable."""
+    from ..reports.atomic import check_writable
+
+    if path.is_file():
+        path.open("ab").close()
+    else:
+        check_writable(path)
 
 
 def _read(given: Any, parser: Any) -> Any:

@@ -61,6 +61,7 @@ CASES = {
     "no such prompt": (["eval", "--prompt", "loud"], "expected some of plain, verify, got 'loud'"),
     "no samples": (["eval", "--samples", "0"], "expected a whole number from 1"),
     "report of eval in no folder": (["eval", "--html", "absent/report.html"], "absent: folder not found"),
+    "results of eval in no folder": (["eval", "--out", "absent/r.jsonl"], "absent: folder not found"),
     "no such text": (["eval", "--text", "absent.txt"], "absent.txt: No such file"),
     "eval of a missing model": (["eval", "--model", "./absent"], "'./absent' not found"),
     "no tokens": (["demo", "--length", "0"], "expected a whole number of at least 1, got 0"),

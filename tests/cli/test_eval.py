@@ -95,7 +95,7 @@ def test_a_loss_ends_with_1_and_none_with_0(run, small, monkeypatch):
         (["--lengths", "1090"], "exceed the model's context of 1,100 tokens"),
         (["--full-layers", "9"], "keeps full attention in layers [9], but the model's are 0 to 3"),
         (["--out", "other.jsonl"], "other.jsonl is not a results file"),
-        (["--out", "."], "Is a directory"),
+        (["--out", "."], "is a folder"),
     ],
 )
 def test_what_cannot_be_measured(run, small, arguments, sentence):
@@ -104,6 +104,16 @@ def test_what_cannot_be_measured(run, small, arguments, sentence):
     assert (result.exit_code, result.stdout) == (2, "")
     assert sentence in result.stderr
     assert (small / "other.jsonl").read_text() == "no results\n"
+
+
+@pytest.mark.parametrize("option", ["--out", "--html", "--markdown"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_model_loads(run, in_folder, monkeypatch, option):
+    loaded = []
+    command = __import__("sparse_attn.cli.eval", fromlist=["evaluate"])
+    monkeypatch.setattr(command, "load", loaded.append)
+    result = run("eval", option, "absent/file")
+    assert (result.exit_code, result.stdout, loaded) == (2, "", [])
+    assert "absent: folder not found" in result.stderr
 
 
 def test_a_model_without_a_chat_template(run, small, monkeypatch):
