@@ -21,9 +21,9 @@ from torch import Tensor
 
 from .blocks import head_pointer, load_rows, load_tile, locate_block
 from .geometry import Geometry, Walk
-from .interval import row_bounds, tile_bounds
+from .interval import row_bounds, tile_bounds, tiles_beside_interval
 from .launch import Inputs, key_arguments, lengths_of, shared_arguments
-from .named import in_columns, in_lists, named_before_pass, near
+from .named import column_keep, list_keep, named_before_pass
 from .online_softmax import online_softmax_step
 from .tiles import LOG2_E, Capability, can_use_tma, forward_tile, padded_head_dim, precision, tile_source
 
@@ -103,13 +103,9 @@ def forward_kernel(
     behind_rows = parameters + 3 * CHUNKS + 2 * ROWS
     if EXCLUDES:
         # Every tile is masked, and those that lie in all rows' intervals are passed over.
-        skip, resume = end, end
-        if HAS_INTERVAL:
-            inner_low, inner_high = tl.max(tl.where(inside, low, 0)), tl.min(tl.where(inside, high, n_keys))
-            skip = tl.maximum((inner_low - residue + step - 1) // step, begin)
-            skip = tl.minimum(begin + (skip - begin + BLOCK_N - 1) // BLOCK_N * BLOCK_N, end)
-            resume = tl.minimum(tl.maximum((inner_high - residue + step - 1) // step, skip), end)
-        before = (skip - begin + BLOCK_N - 1) // BLOCK_N
+        skip, resume, before = tiles_beside_interval(
+            begin, end, low, high, inside, n_keys, residue, step, HAS_INTERVAL, BLOCK_N
+        )
         for nth in tl.range(before + (end - resume + BLOCK_N - 1) // BLOCK_N):
             start = tl.where(nth < before, begin + nth * BLOCK_N, resume + (nth - before) * BLOCK_N)
             limit = tl.where(nth < before, skip, end)
@@ -212,14 +208,10 @@ def forward_kernel(
                         column_values, batch, kv_head, 0, c, 0, masked_stop, 0, 1, stride_ct,
                         D, BLOCK_C, BLOCK_D, COLUMN_TMA, PACKED, False,
                     )  # fmt: skip
-                    cs = c + tl.arange(0, BLOCK_C)
-                    j = tl.load(column_positions + cs, mask=cs < masked_stop, other=2147483647)[None, :]
-                    keep = near(i[:, None], j, behind_rows + 2 * g) & ((j < low[:, None]) | (j >= high[:, None]))
-                    keep = keep & (cs < masked_stop)[None, :]
-                    if g > 0:
-                        token = tl.load(column_tokens + cs, mask=cs < masked_stop, other=0)
-                        bits = tl.load(key_bits + token, mask=cs < masked_stop, other=0)[None, :]
-                        keep = keep & (in_columns(i[:, None], j, bits, behind_rows, g, UNCUT) == 0)
+                    keep = column_keep(
+                        i, low, high, c + tl.arange(0, BLOCK_C), masked_stop, column_positions, column_tokens, key_bits,
+                        behind_rows, g, UNCUT,
+                    )  # fmt: skip
                     acc, top, total = online_softmax_step(
                         queries, k_tile, v_tile, keep, acc, top, total, scale, True, PRECISION
                     )
@@ -248,20 +240,10 @@ def forward_kernel(
                     list_values, batch, kv_head, 0, start, 0, key_stop, k_start, 1, stride_vt,
                     D, BLOCK_L, BLOCK_D, LIST_TMA, PACKED, False,
                 )  # fmt: skip
-                j = (start + tl.arange(0, BLOCK_L))[None, :]
-                keep = (
-                    (i // size == query_block)[:, None] & (j < key_stop) & ((j < low[:, None]) | (j >= high[:, None]))
-                )
-                keep = keep & near(i[:, None], j, limits + 3 * number + 1)
-                if COLUMNS > 0:
-                    bits = tl.load(key_bits + k_start + j, mask=j < key_stop, other=0)
-                    keep = keep & (in_columns(i[:, None], j, bits, behind_rows, COLUMNS, UNCUT) == 0)
-                if number > 0:
-                    named = in_lists(
-                        i[:, None], j, inside[:, None], document, n_documents, list_rows, list_begins, list_entries,
-                        limits, number,
-                    )  # fmt: skip
-                    keep = keep & (named == 0)
+                keep = list_keep(
+                    i, low, high, inside, query_block, size, start + tl.arange(0, BLOCK_L), key_stop, k_start, key_bits,
+                    document, n_documents, list_rows, list_begins, list_entries, behind_rows, number, COLUMNS, UNCUT,
+                )  # fmt: skip
                 acc, top, total = online_softmax_step(
                     queries, k_tile, v_tile, keep, acc, top, total, scale, True, PRECISION
                 )

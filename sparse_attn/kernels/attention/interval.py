@@ -77,3 +77,20 @@ def tile_bounds(
     else:
         lowest, highest_low, lowest_high, highest = first, first, first, first
     return lowest, highest_low, lowest_high, highest
+
+
+@triton.jit
+def tiles_beside_interval(
+    begin, end, low, high, inside, n_keys, residue, step, HAS_INTERVAL: tl.constexpr, BLOCK_N: tl.constexpr
+):  # fmt: skip
+    """The tiles of a dilated pass that do not lie in the interval of all rows.
+
+    Returns where the tiles before it end, where those after it begin (both on the pass's grid), and how many come before.
+    """
+    skip, resume = end, end
+    if HAS_INTERVAL:
+        inner_low, inner_high = tl.max(tl.where(inside, low, 0)), tl.min(tl.where(inside, high, n_keys))
+        skip = tl.maximum((inner_low - residue + step - 1) // step, begin)
+        skip = tl.minimum(begin + (skip - begin + BLOCK_N - 1) // BLOCK_N * BLOCK_N, end)
+        resume = tl.minimum(tl.maximum((inner_high - residue + step - 1) // step, skip), end)
+    return skip, resume, (skip - begin + BLOCK_N - 1) // BLOCK_N

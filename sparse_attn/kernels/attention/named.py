@@ -80,3 +80,43 @@ def named_before_pass(
     if EARLIER > 0:
         named = named | in_passes(i, j, parameters + 2 * COLUMNS + 3 * LISTS, EARLIER)
     return named
+
+
+@triton.jit
+def column_keep(
+    i, low, high, columns, stop, positions, tokens, key_bits, limits, NUMBER: tl.constexpr, UNCUT: tl.constexpr
+):  # fmt: skip
+    """Which gathered columns, of those before `stop`, the queries see as keys of group NUMBER: ``[queries, columns]``."""
+    j = tl.load(positions + columns, mask=columns < stop, other=2147483647)[None, :]
+    keep = near(i[:, None], j, limits + 2 * NUMBER) & ((j < low[:, None]) | (j >= high[:, None]))
+    keep = keep & (columns < stop)[None, :]
+    if NUMBER > 0:
+        token = tl.load(tokens + columns, mask=columns < stop, other=0)
+        bits = tl.load(key_bits + token, mask=columns < stop, other=0)[None, :]
+        keep = keep & (in_columns(i[:, None], j, bits, limits, NUMBER, UNCUT) == 0)
+    return keep
+
+
+@triton.jit
+def list_keep(
+    i, low, high, inside, query_block, size, keys, key_stop, k_start, key_bits, document, n_documents,
+    list_rows, list_begins, list_entries, limits,
+    NUMBER: tl.constexpr, COLUMNS: tl.constexpr, UNCUT: tl.constexpr,
+):  # fmt: skip
+    """Which keys before `key_stop` the queries of a block see through an entry of list NUMBER: ``[queries, keys]``.
+
+    `limits` are those of the columns; those of the lists follow.
+    """
+    j = keys[None, :]
+    keep = (i // size == query_block)[:, None] & (j < key_stop) & ((j < low[:, None]) | (j >= high[:, None]))
+    keep = keep & near(i[:, None], j, limits + 2 * COLUMNS + 3 * NUMBER + 1)
+    if COLUMNS > 0:
+        bits = tl.load(key_bits + k_start + j, mask=j < key_stop, other=0)
+        keep = keep & (in_columns(i[:, None], j, bits, limits, COLUMNS, UNCUT) == 0)
+    if NUMBER > 0:
+        named = in_lists(
+            i[:, None], j, inside[:, None], document, n_documents, list_rows, list_begins, list_entries,
+            limits + 2 * COLUMNS, NUMBER,
+        )  # fmt: skip
+        keep = keep & (named == 0)
+    return keep
