@@ -46,8 +46,8 @@ bench-gpu: ## time the kernels against their peers, answers checked first; write
 # datasets 5.2 cannot make a data set from a list of rows here (it fails to hash one of pyarrow's types), and 4.0's own bounds
 # contradict constraints.txt though it works beyond them: it comes last, alone.
 test-lm-eval: $(STAMP) ## lm-evaluation-harness, installed into .venv: its offline RULER tasks and ours, dense against sparse
-	$(PIP) $(QUIET) lm-eval==0.4.13 pyarrow==22.0.0 nltk wonderwords scipy
-	$(PIP) $(QUIET) --no-deps datasets==4.0.0
+	$(PIP) $(QUIET) lm-eval==0.4.13 nltk wonderwords scipy
+	$(PIP) $(QUIET) --no-deps datasets==4.0.0 pyarrow==22.0.0
 	$(BIN)/python -m pytest -q tests/serve
 
 lint: $(STAMP) ## ruff, mypy, import rules
