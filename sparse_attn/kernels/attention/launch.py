@@ -53,7 +53,7 @@ def lengths_of(kernel: str) -> list[str]:
         "forward": ["n_queries", "n_keys", "n_documents", "n_blocks"],
         "backward_rows": ["n_queries", "stride_lb", "stride_sb"],
         "backward_keys": ["n_queries", "n_keys", "n_documents", "n_blocks"],
-        "backward_columns": ["n_queries", "n_keys", "n_documents", "n_blocks"],
+        "backward_columns": ["n_keys", "n_blocks"],
         "backward_queries": ["n_queries", "n_keys", "n_documents", "n_blocks"],
         "backward_extra": ["n_keys", "n_extra"],
     }
@@ -97,7 +97,12 @@ def _beside(inputs: Inputs, where: Geometry, walk: Walk, tile: Tile, capability:
 
 def column_tile(where: Geometry, most: int) -> int:
     """Columns of a tile: few for few columns, so that four sinks do not cost a whole tile; the same at every length."""
-    return min(most, max(16, triton.next_power_of_2(where.few_columns))) if where.few_columns else most
+    return _tile_of(where.few_columns, most) if where.few_columns else most
+
+
+def _tile_of(count: int, most: int) -> int:
+    """Keys of a tile that holds `count` of them, where that is not too many; what a matrix instruction takes at least."""
+    return min(most, max(16, triton.next_power_of_2(count)))
 
 
 def gather_columns(tensor: Tensor, tokens: Tensor) -> Tensor:
@@ -125,7 +130,7 @@ def _columns(inputs: Inputs, where: Geometry, walk: Walk, tile: Tile, capability
 def _lists(inputs: Inputs, where: Geometry, walk: Walk, tile: Tile, capability: Capability) -> dict[str, Any]:
     if not where.lists:
         return {}
-    block = min(tile.n, max(16, triton.next_power_of_2(where.list_block)))
+    block = _tile_of(where.list_block, tile.n)
     use_tma = can_use_tma(capability, where, walk, inputs.k, inputs.v)
     keys, values = (tile_source(tensor, block, use_tma) for tensor in (inputs.k, inputs.v))
     return {"list_k": keys, "list_v": values, "BLOCK_L": block, "LIST_TMA": use_tma}
@@ -135,7 +140,7 @@ def _extra(inputs: Inputs, where: Geometry, walk: Walk, tile: Tile, capability: 
     keys, values = inputs.extra_k, inputs.extra_v
     if keys is None or values is None or where.anchors is None:
         return {}
-    block = min(tile.n, max(16, triton.next_power_of_2(where.anchors.r)))
+    block = _tile_of(where.anchors.r, tile.n)
     use_tma = can_use_tma(capability, where, walk, keys, values)
     return {
         "extra_k": tile_source(keys, block, use_tma), "extra_v": tile_source(values, block, use_tma),

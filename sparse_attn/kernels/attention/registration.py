@@ -318,7 +318,8 @@ def _inputs(q: Tensor, k: Tensor, v: Tensor, extra_k: Tensor | None, extra_v: Te
 
 
 def _joined(parts: list[Tensor], dim: int = 2) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim) if parts[0].dim() > 1 else parts[0]
+    """The heads' parts side by side; gradients that nobody wanted are empty, and stay one empty tensor."""
+    return torch.cat(parts, dim) if len(parts) > 1 and parts[0].dim() > dim else parts[0]
 
 
 def _capability(q: Tensor) -> Capability:
