@@ -11,7 +11,7 @@
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .patterns import Anchors, Chunked, Dilated, Full, Global, Pattern, Random, Sinks, Strided, Window, parse
+from .patterns import Anchors, Chunked, Dilated, Full, Global, Pattern, Random, Sinks, Strided, TopBlocks, Window, parse
 
 if TYPE_CHECKING:
     from .ops import attention, merge
@@ -26,6 +26,7 @@ __all__ = [
     "Random",
     "Sinks",
     "Strided",
+    "TopBlocks",
     "Window",
     "__version__",
     "attention",
