@@ -151,10 +151,8 @@ def test_gradients_against_finite_differences() -> None:
         leaves = [tensor.double().requires_grad_() for tensor in case.inputs().values()]
         selected = case.selected()
 
-        def call(
-            q: Tensor, k: Tensor, v: Tensor, pattern: Pattern = parse(case.pattern), chosen: Tensor = selected
-        ) -> Any:
-            return attention(q, k, v, pattern, selected=chosen, return_lse=True)
+        def call(q: Tensor, k: Tensor, v: Tensor, case: Case = case, selected: Tensor = selected) -> Any:
+            return attention(q, k, v, parse(case.pattern), selected=selected, return_lse=True)
 
         assert torch.autograd.gradcheck(call, leaves)
 
@@ -229,7 +227,7 @@ WRONG = {
     "float": ({"selected": torch.zeros(1, 20, 2, 2)}, "selected must be an integer tensor .* got torch.float32"),
     "rows": ({"selected": torch.zeros(1, 3, 2, 2).int()}, r"selected must have shape \(1, 20, 2 or 4, K\) .* got \(1, 3, 2, 2\)"),
     "heads": ({"selected": torch.zeros(1, 20, 3, 2).int()}, r"selected must have shape \(1, 20, 2 or 4, K\)"),
-    "too many": ({"selected": torch.zeros(1, 20, 2, 3).int()}, r"names 3 blocks for each query, more than topblocks\(2, block=8\)"),
+    "too many": ({"selected": torch.zeros(1, 20, 2, 3).int()}, r"names 3 blocks for each query, more than topblocks\(2, 8\)"),
     "device": ({"selected": torch.zeros(1, 20, 2, 2, device="meta").int()}, "selected must be on q's device cpu, got meta"),
 }  # fmt: skip
 
