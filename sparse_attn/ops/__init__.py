@@ -1,6 +1,7 @@
 """The public operations: they check their arguments, choose an implementation, and carry the gradients."""
 
+from .anchors import AnchorState, AnchorWeights, anchor_keys, anchor_scan, pool_blocks
 from .attention import attention
 from .merge import merge
 
-__all__ = ["attention", "merge"]
+__all__ = ["AnchorState", "AnchorWeights", "anchor_keys", "anchor_scan", "attention", "merge", "pool_blocks"]
