@@ -98,7 +98,7 @@ def _interpreted() -> bool:
     return isinstance(forward_kernel, InterpretedFunction)
 
 
-def _forward(
+def forward_pass(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -119,7 +119,7 @@ def _forward(
     return _joined([part[0] for part in parts]), _joined([part[1] for part in parts])
 
 
-_operator = torch.library.custom_op("sparse_attn::fused_attention", _forward, mutates_args=())
+_operator = torch.library.custom_op("sparse_attn::fused_attention", forward_pass, mutates_args=())
 
 
 @_operator.register_fake
@@ -138,7 +138,7 @@ def _(
     return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
-def _backward(
+def backward_pass(
     d_out: Tensor,
     d_lse: Tensor | None,
     q: Tensor,
@@ -185,7 +185,7 @@ def _backward(
     return whole[0], whole[1], whole[2], whole[3], whole[4]
 
 
-_backward_operator = torch.library.custom_op("sparse_attn::fused_attention_backward", _backward, mutates_args=())
+_backward_operator = torch.library.custom_op("sparse_attn::fused_attention_backward", backward_pass, mutates_args=())
 
 
 @_backward_operator.register_fake
@@ -247,14 +247,14 @@ class _FusedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        output = _forward(*inputs)
+        output = forward_pass(*inputs)
         _setup_context(ctx, inputs, output)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return _gradients(ctx, _backward, d_out, d_lse)
+        return _gradients(ctx, backward_pass, d_out, d_lse)
 
 
 def _by_heads(

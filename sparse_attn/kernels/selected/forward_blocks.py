@@ -53,7 +53,7 @@ def forward_blocks_kernel(
         document, number = 0, block
         if PACKED:
             document, number = tl.load(block_table + 2 * block), tl.load(block_table + 2 * block + 1)
-        k_start, own_keys, first_query, shift = document_of(documents, document, offset, n_keys, PACKED)
+        k_start, own_keys, _, shift = document_of(documents, document, offset, n_keys, PACKED)
         n = tl.arange(0, BLOCK_N)
         d = tl.arange(0, BLOCK_D)
         m = tl.arange(0, BLOCK_M)

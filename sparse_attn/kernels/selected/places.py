@@ -142,12 +142,13 @@ class Places:
 
     def _block_flags(self) -> Table:
         """Which blocks hold a column."""
-        bits, found = tables.key_bits(self.where), [np.zeros(1, np.bool_)]
+        bits = tables.key_bits(self.where)
+        found: list[NDArray[Any]] = [np.zeros(0, np.int32)]
         for own, count in zip(self.where.documents, self._blocks, strict=True):
             padded = np.zeros(count * self.size, np.bool_)
             padded[: own.n_keys] = bits[own.k_start : own.k_stop] != 0
             found.append(padded.reshape(count, self.size).any(axis=1))
-        return np.concatenate(found)[1:].astype(np.int32)
+        return np.concatenate(found).astype(np.int32)
 
 
 @lru_cache(maxsize=64)

@@ -11,11 +11,20 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ..attention.backward_rows import backward_rows
 from ..attention.launch import Inputs
-from ..attention.registration import boundaries, capability_of, check_served, on_device, parsed
+from ..attention.registration import (
+    backward_pass,
+    boundaries,
+    capability_of,
+    check_served,
+    forward_pass,
+    on_device,
+    parsed,
+)
 from ..attention.tiles import row_major
 from .backward_blocks import backward_blocks
 from .forward_blocks import forward_blocks
 from .forward_tiles import forward_tiles
+from .merge import merge_two
 from .places import Places, places
 from .settle import settle
 from .tiles import MOST_HEADS, most_keys
@@ -51,7 +60,33 @@ def fused_selected_attention(
         NotImplementedError: dtype, head dim, device or GPU that the kernels do not serve, more than 128 heads that share a
             choice, or gradients where each query head chooses for itself.
     """
-    arguments = (q, k, v, selected, cu_seqlens_q, cu_seqlens_k, patterns, causal, scale)
+    return _run(q, k, v, None, None, selected, cu_seqlens_q, cu_seqlens_k, patterns, causal, scale, False)
+
+
+def fused_union_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    selected: Tensor,
+    patterns: str,
+    *,
+    causal: bool,
+    scale: float,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    extra_k: Tensor | None = None,
+    extra_v: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attention over the static part of the pattern and the chosen blocks together, under one softmax, with its LSE.
+
+    Arguments and errors are those of `fused_selected_attention` and of `fused_attention`. The passes over the two parts
+    are merged once; backward both take the whole's LSE and output, so that merging has no gradient of its own.
+    """
+    return _run(q, k, v, extra_k, extra_v, selected, cu_seqlens_q, cu_seqlens_k, patterns, causal, scale, True)
+
+
+def _run(*arguments: Any) -> tuple[Tensor, Tensor]:
+    q, k, v, _, _, selected, *_ = arguments
     _check_choice(q, k, v, selected)
     plain = type(q) in (Tensor, torch.nn.Parameter)  # a subclass has ways of its own through the dispatcher
     if not plain or torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
@@ -79,12 +114,15 @@ def _forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    extra_k: Tensor | None,
+    extra_v: Tensor | None,
     selected: Tensor,
     cu_seqlens_q: Tensor | None,
     cu_seqlens_k: Tensor | None,
     patterns: str,
     causal: bool,
     scale: float,
+    whole: bool,
 ) -> tuple[Tensor, Tensor]:
     check_served(q)
     outs, lses = [], []
@@ -95,7 +133,11 @@ def _forward(
             out, lse = run(inputs, chosen, where, scale, capability_of(q))
             outs.append(out.view(*q.shape[:2], *out.shape[2:]))
             lses.append(lse.view(*q.shape[:2], lse.shape[2]))
-    return (torch.cat(outs, 2), torch.cat(lses, 2)) if len(outs) > 1 else (outs[0], lses[0])
+        out, lse = (torch.cat(outs, 2), torch.cat(lses, 2)) if len(outs) > 1 else (outs[0], lses[0])
+        if whole:
+            static = forward_pass(q, k, v, extra_k, extra_v, cu_seqlens_q, cu_seqlens_k, patterns, causal, scale)
+            out, lse = merge_two(*static, out, lse)
+    return out, lse
 
 
 _operator = torch.library.custom_op("sparse_attn::fused_selected_attention", _forward, mutates_args=())
@@ -106,12 +148,15 @@ def _(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    extra_k: Tensor | None,
+    extra_v: Tensor | None,
     selected: Tensor,
     cu_seqlens_q: Tensor | None,
     cu_seqlens_k: Tensor | None,
     patterns: str,
     causal: bool,
     scale: float,
+    whole: bool,
 ) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
 
@@ -124,13 +169,16 @@ def _backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
+    extra_k: Tensor | None,
+    extra_v: Tensor | None,
     selected: Tensor,
     cu_seqlens_q: Tensor | None,
     cu_seqlens_k: Tensor | None,
     patterns: str,
     causal: bool,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+    whole: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     found: list[tuple[Tensor, ...]] = []
     group = q.shape[2] // k.shape[2]
     with on_device(q):
@@ -151,10 +199,14 @@ def _backward(
             grads = backward_blocks(inputs, d_own, rows, settle(own, where), where, scale, capability_of(q))
             shapes = (q.shape[:2], k.shape[:2], k.shape[:2])
             found.append(tuple(x.view(*shape, *x.shape[2:]) for x, shape in zip(grads, shapes, strict=True)))
-    if len(found) == 1:
-        return found[0][0], found[0][1], found[0][2]
-    dq, dk, dv = (torch.cat(parts, 2) for parts in zip(*found, strict=True))
-    return dq, dk, dv
+        dq, dk, dv = found[0] if len(found) == 1 else (torch.cat(parts, 2) for parts in zip(*found, strict=True))
+        if not whole:
+            return dq, dk, dv, q.new_empty(0), q.new_empty(0)
+        d_q, d_k, d_v, d_extra_k, d_extra_v = backward_pass(
+            d_out, d_lse, q, k, v, out, lse, extra_k, extra_v, cu_seqlens_q, cu_seqlens_k, patterns, causal, scale,
+            [True, True, extra_k is not None],
+        )  # fmt: skip
+        return d_q.add_(dq), d_k.add_(dk), d_v.add_(dv), d_extra_k, d_extra_v
 
 
 _backward_operator = torch.library.custom_op(
@@ -171,19 +223,23 @@ def _(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
+    extra_k: Tensor | None,
+    extra_v: Tensor | None,
     selected: Tensor,
     cu_seqlens_q: Tensor | None,
     cu_seqlens_k: Tensor | None,
     patterns: str,
     causal: bool,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    whole: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    extra = [q.new_empty(0 if x is None or not whole else x.shape) for x in (extra_k, extra_v)]
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), extra[0], extra[1]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, selected, cu_seqlens_q, cu_seqlens_k, *ctx.rest = inputs
-    ctx.save_for_backward(q, k, v, *output, selected, cu_seqlens_q, cu_seqlens_k)
+    q, k, v, extra_k, extra_v, selected, cu_seqlens_q, cu_seqlens_k, *ctx.rest = inputs
+    ctx.save_for_backward(q, k, v, *output, extra_k, extra_v, selected, cu_seqlens_q, cu_seqlens_k)
     ctx.set_materialize_grads(False)
 
 
@@ -195,12 +251,12 @@ def _gradients(
     ctx: Any, run: Callable[..., tuple[Tensor, ...]], d_out: Tensor | None, d_lse: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     if d_out is None and d_lse is None:
-        return (None,) * 9
+        return (None,) * 12
     saved = ctx.saved_tensors
     d_out = torch.zeros_like(saved[3]) if d_out is None else d_out
     found = run(d_out, d_lse, *saved, *ctx.rest)
-    gradients = [gradient if need else None for gradient, need in zip(found, ctx.needs_input_grad[:3], strict=True)]
-    return (*gradients, None, None, None, None, None, None)
+    gradients = [gradient if need else None for gradient, need in zip(found, ctx.needs_input_grad[:5], strict=True)]
+    return (*gradients, *(None,) * 7)
 
 
 _operator.register_autograd(_operator_gradients, setup_context=_setup_context)

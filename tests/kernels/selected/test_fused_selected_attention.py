@@ -1,6 +1,5 @@
 """The kernels of chosen blocks against a dense mask: in Triton's interpreter on a CPU, for real where there is a GPU."""
 
-import sys
 from dataclasses import dataclass
 from typing import Any
 
