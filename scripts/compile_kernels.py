@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where `scripts` stands, if this runs as a file
 
-from scripts import compile_selected  # noqa: E402
+from scripts import compile_selected
 
 SHARED_MEMORY = {(8, 0): 163 << 10, (8, 6): 99 << 10, (8, 9): 99 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10}
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}

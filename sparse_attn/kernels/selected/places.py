@@ -147,7 +147,7 @@ class Places:
         for own, count in zip(self.where.documents, self._blocks, strict=True):
             padded = np.zeros(count * self.size, np.bool_)
             padded[: own.n_keys] = bits[own.k_start : own.k_stop] != 0
-            found.append(padded.reshape(count, self.size).any(axis=1))
+            found.append(np.any(padded.reshape(count, self.size), axis=1, keepdims=True)[:, 0])
         return np.concatenate(found).astype(np.int32)
 
 
