@@ -14,7 +14,7 @@ from ._version import __version__
 from .patterns import Anchors, Chunked, Dilated, Full, Global, Pattern, Random, Sinks, Strided, TopBlocks, Window, parse
 
 if TYPE_CHECKING:
-    from .ops import attention, merge
+    from .ops import attention, merge, select_blocks
 
 __all__ = [
     "Anchors",
@@ -32,11 +32,12 @@ __all__ = [
     "attention",
     "merge",
     "parse",
+    "select_blocks",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("attention", "merge"):
+    if name in ("attention", "merge", "select_blocks"):
         from . import ops
 
         return getattr(ops, name)
