@@ -77,8 +77,8 @@ def recipe(
             types[argument] = walked
         elif argument in _WIDE or argument in _FLOATS:
             types[argument] = f"*{element if argument in _WIDE else 'fp32'}"
-        elif argument == "map":
-            types[argument] = "*u8"
+        elif argument in ("map", "times"):
+            types[argument] = "*u8" if argument == "map" else "*i16"
         elif argument in ("scale", "scale2"):
             types[argument] = "fp32"
         elif argument.startswith(("stride", "n_", "limit_")) or argument in (

@@ -6,6 +6,6 @@ pattern names are left out: they count in the pass over that part, which `fused_
 """
 
 from .registration import fused_selected_attention, fused_union_attention
-from .select import best_blocks, select_tiles
+from .select import MOST_BLOCKS, best_blocks, select_tiles
 
-__all__ = ["best_blocks", "fused_selected_attention", "fused_union_attention", "select_tiles"]
+__all__ = ["MOST_BLOCKS", "best_blocks", "fused_selected_attention", "fused_union_attention", "select_tiles"]

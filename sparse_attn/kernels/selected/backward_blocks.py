@@ -20,14 +20,15 @@ from ..attention.launch import Inputs
 from ..attention.tiles import LOG2_E, Capability, padded_head_dim, precision
 from .forward_blocks import merge_slots, span_of
 from .kept import document_of, head_rows, kept_keys, seen_whole
-from .lists import SLOT_BITS, lists
+from .lists import SLOT_BITS, lists, slot_of
 from .places import Places
+from .settle import Settled
 from .tiles import block_gradient_tile
 
 
 @triton.jit(do_not_specialize=["n_keys", "n_documents", "offset", "n_blocks", "first"])
 def backward_blocks_kernel(
-    q, k, v, d_out, lse2, delta, begins, entries, slot_dq, dk, dv, block_table,
+    q, k, v, d_out, lse2, delta, begins, entries, times, query_tiles, slot_dq, dk, dv, block_table,
     documents, parameters, row_bits, key_bits, block_flags, list_rows, list_begins, list_entries,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_dt, stride_dh,
     first, n_keys, offset, n_documents, n_blocks, n_choices, heads, scale, scale2,
@@ -35,7 +36,8 @@ def backward_blocks_kernel(
     HAS_INTERVAL: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, LISTS: tl.constexpr,
     UNCUT: tl.constexpr, PASSES: tl.constexpr, ALWAYS: tl.constexpr, LIMITED: tl.constexpr, CAUSAL: tl.constexpr,
     PACKED: tl.constexpr, SIZE: tl.constexpr, BLOCK_N: tl.constexpr, SLOTS: tl.constexpr, SLOT_BITS: tl.constexpr,
-    HEADS: tl.constexpr, BLOCK_M: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    HEADS: tl.constexpr, BLOCK_M: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BY_TILE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
     begin, end = tl.load(begins + row), tl.load(begins + row + 1)
@@ -73,6 +75,8 @@ def backward_blocks_kernel(
             number_at = wide * n_choices * heads + head
             lse_row = tl.load(lse2 + number_at, mask=inside, other=float("inf"))  # weight 0 past the end
             delta_row = tl.load(delta + number_at, mask=inside, other=0.0)
+            often_at = slot_of(rows, slot, choice, query_tiles, inside, n_choices, SLOTS, BY_TILE)
+            lse_row -= tl.log2(tl.load(times + often_at, mask=inside, other=1).to(tl.float32))
             logits = tl.dot(k_tile, tl.trans(queries), input_precision=PRECISION) * scale2 - lse_row[None, :]
 
             # Entries are in the order of their queries: the first and the last bound the others.
@@ -115,7 +119,7 @@ def backward_blocks(
     inputs: Inputs,
     d_out: Tensor,
     rows: tuple[Tensor, Tensor],
-    settled: Tensor,
+    settled: Settled,
     where: Places,
     scale: float,
     capability: Capability,
@@ -123,7 +127,7 @@ def backward_blocks(
     """dq, dk and dv in the inputs' dtype; `rows` are delta and lse2, ``[T, Hq]``."""
     q, k, v = inputs.q, inputs.k, inputs.v
     _, n_queries, n_heads, head_dim = q.shape
-    n_choices = settled.shape[1]
+    n_choices = settled.blocks.shape[1]
     heads = n_heads // n_choices
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
     dk, dv = (torch.zeros(k.shape, dtype=torch.float32, device=k.device) for _ in range(2))
@@ -132,18 +136,18 @@ def backward_blocks(
         block_h = triton.next_power_of_2(heads)
         span = span_of(where, n_queries, n_heads, head_dim, q.dtype)
         slot_dq = torch.empty((span, n_choices, where.slots, heads, head_dim), dtype=q.dtype, device=q.device)
-        arguments = where.arguments(q.device)
+        arguments, tiles = where.arguments(q.device), where.query_tiles(q.device)
         for first in range(0, n_queries, span):
             stop = min(first + span, n_queries)
-            found = lists(settled, where, first, stop, 1 << 30)
+            found = lists(settled.blocks, where, first, stop, 1 << 30)
             backward_blocks_kernel[(len(found.begins) - 1,)](
-                q, k, v, d_out, rows[1], rows[0], found.begins, found.entries, slot_dq, dk, dv,
+                q, k, v, d_out, rows[1], rows[0], found.begins, found.entries, settled.times, tiles, slot_dq, dk, dv,
                 where.block_table(q.device),
                 stride_qt=q.stride(1), stride_qh=q.stride(2), stride_kt=k.stride(1), stride_kh=k.stride(2),
                 stride_vt=v.stride(1), stride_vh=v.stride(2), stride_dt=d_out.stride(1), stride_dh=d_out.stride(2),
                 first=first, n_keys=k.shape[1], offset=k.shape[1] - n_queries,
                 n_blocks=where.n_blocks, n_choices=n_choices, heads=heads, scale=scale, scale2=scale * LOG2_E,
-                SLOTS=where.slots, SLOT_BITS=SLOT_BITS, HEADS=block_h, BLOCK_M=max(tile.m, block_h),
+                SLOTS=where.slots, SLOT_BITS=SLOT_BITS, BY_TILE=tiles is not None, HEADS=block_h, BLOCK_M=max(tile.m, block_h),
                 D=head_dim, BLOCK_D=padded_head_dim(head_dim), PRECISION=precision(q.dtype),
                 num_warps=tile.warps, num_stages=tile.stages, **arguments,
             )  # fmt: skip

@@ -23,8 +23,9 @@ from ..attention.interval import row_bounds
 from ..attention.launch import Inputs
 from ..attention.tiles import LOG2_E, Capability, padded_head_dim, precision
 from .kept import document_of, head_rows, kept_keys, seen_whole
-from .lists import SLOT_BITS, lists
+from .lists import SLOT_BITS, lists, slot_of
 from .places import Places
+from .settle import Settled
 from .tiles import block_tile, merge_warps
 
 SPAN_BYTES = 1 << 30  # outputs of slots that are held at a time
@@ -33,7 +34,7 @@ ITEM = 256  # entries of a list that one program takes
 
 @triton.jit(do_not_specialize=["n_rows", "n_keys", "n_documents", "offset", "n_blocks", "first"])
 def forward_blocks_kernel(
-    q, k, v, begins, entries, first_items, items, slot_out, slot_lse, block_table,
+    q, k, v, begins, entries, first_items, items, times, query_tiles, slot_out, slot_lse, block_table,
     documents, parameters, row_bits, key_bits, block_flags, list_rows, list_begins, list_entries,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh,
     first, n_rows, n_keys, offset, n_documents, n_blocks, n_choices, heads, group, scale,
@@ -42,7 +43,7 @@ def forward_blocks_kernel(
     UNCUT: tl.constexpr, PASSES: tl.constexpr, ALWAYS: tl.constexpr, LIMITED: tl.constexpr, CAUSAL: tl.constexpr,
     PACKED: tl.constexpr, SIZE: tl.constexpr, BLOCK_N: tl.constexpr, SLOTS: tl.constexpr, SLOT_BITS: tl.constexpr,
     ITEM: tl.constexpr, HEADS: tl.constexpr, BLOCK_M: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    NEGATE: tl.constexpr, PRECISION: tl.constexpr,
+    NEGATE: tl.constexpr, BY_TILE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     item = tl.program_id(0)
     if item < tl.load(first_items + n_rows):
@@ -102,15 +103,17 @@ def forward_blocks_kernel(
             total = tl.sum(weights, 1)
             result = tl.dot(weights.to(v_tile.dtype), v_tile, input_precision=PRECISION)
             result = result / tl.where(total == 0.0, 1.0, total)[:, None]
+            often_at = slot_of(rows, slot, choice, query_tiles, inside, n_choices, SLOTS, BY_TILE)
+            often = tl.load(times + often_at, mask=inside, other=1).to(tl.float32)
             to = ((query.to(tl.int64) * n_choices + choice) * SLOTS + slot) * heads + own_head
             out_at = slot_out + (to * D)[:, None] + d[None, :]
             tl.store(out_at, result.to(slot_out.dtype.element_ty), mask=inside[:, None] & (d < D)[None, :])
-            tl.store(slot_lse + to, top + tl.log2(tl.maximum(total, 1.0)), mask=inside)
+            tl.store(slot_lse + to, top + tl.log2(tl.maximum(total, 1.0) * often), mask=inside)
 
 
 @triton.jit(do_not_specialize=["first"])
 def merge_slots_kernel(
-    settled, query_tiles, slot_out, slot_lse, out, lse, first, n_choices, heads, scale,
+    blocks, query_tiles, slot_out, slot_lse, out, lse, first, n_choices, heads, scale,
     SLOTS: tl.constexpr, BLOCK_S: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     WEIGHTED: tl.constexpr, BY_TILE: tl.constexpr,
 ):  # fmt: skip
@@ -123,7 +126,7 @@ def merge_slots_kernel(
     s = tl.arange(0, BLOCK_S)
     h = tl.arange(0, HEADS)
     d = tl.arange(0, BLOCK_D)
-    entries = settled + (tile.to(tl.int64) * n_choices + choice) * SLOTS
+    entries = blocks + (tile.to(tl.int64) * n_choices + choice) * SLOTS
     at = (query.to(tl.int64) * n_choices + choice) * SLOTS * heads
     top = tl.full([HEADS], float("-inf"), tl.float32)
     total = tl.zeros([HEADS], tl.float32)
@@ -155,16 +158,16 @@ def merge_slots_kernel(
 
 
 def merge_slots(
-    settled: Tensor, where: Places, slot_out: Tensor, slot_lse: Tensor | None, out: Tensor, lse: Tensor | None,
+    settled: Settled, where: Places, slot_out: Tensor, slot_lse: Tensor | None, out: Tensor, lse: Tensor | None,
     first: int, stop: int, scale: float = 1.0,
 ) -> None:  # fmt: skip
     """Write rows first .. stop of `out` (and of `lse`) from what the slots hold; without LSEs, their plain sum times `scale`."""
-    n_choices, slots = settled.shape[1:]
+    n_choices, slots = settled.blocks.shape[1:]
     heads, head_dim = out.shape[2] // n_choices, out.shape[3]
     block_h, block_d = triton.next_power_of_2(heads), padded_head_dim(head_dim)
     tiles = where.query_tiles(out.device)
     merge_slots_kernel[((stop - first) * n_choices,)](
-        settled, tiles, slot_out, slot_lse, out, lse, first, n_choices, heads, scale,
+        settled.blocks, tiles, slot_out, slot_lse, out, lse, first, n_choices, heads, scale,
         SLOTS=slots, BLOCK_S=max(1, min(triton.next_power_of_2(slots), 4096 // (block_h * block_d))),
         HEADS=block_h, D=head_dim, BLOCK_D=block_d, WEIGHTED=slot_lse is not None, BY_TILE=tiles is not None,
         num_warps=merge_warps(head_dim),
@@ -178,12 +181,12 @@ def span_of(where: Places, n_queries: int, n_heads: int, head_dim: int, dtype: t
 
 
 def forward_blocks(
-    inputs: Inputs, settled: Tensor, where: Places, scale: float, capability: Capability
+    inputs: Inputs, settled: Settled, where: Places, scale: float, capability: Capability
 ) -> tuple[Tensor, Tensor]:
     """Output in q's dtype and LSE ``[1, T, Hq]`` in float32."""
     q, k, v = inputs.q, inputs.k, inputs.v
     _, n_queries, n_heads, head_dim = q.shape
-    n_choices = settled.shape[1]
+    n_choices = settled.blocks.shape[1]
     heads = n_heads // n_choices
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = torch.empty((1, n_queries, n_heads), dtype=torch.float32, device=q.device)
@@ -194,19 +197,19 @@ def forward_blocks(
     span = span_of(where, n_queries, n_heads, head_dim, q.dtype)
     slot_out = torch.empty((span, n_choices, where.slots, heads, head_dim), dtype=q.dtype, device=q.device)
     slot_lse = torch.empty((span, n_choices, where.slots, heads), dtype=torch.float32, device=q.device)
-    arguments = where.arguments(q.device)
+    arguments, tiles = where.arguments(q.device), where.query_tiles(q.device)
     for first in range(0, n_queries, span):
         stop = min(first + span, n_queries)
-        found = lists(settled, where, first, stop, ITEM)
+        found = lists(settled.blocks, where, first, stop, ITEM)
         forward_blocks_kernel[(max(found.most_items, 1),)](
-            q, k, v, found.begins, found.entries, found.first_items, found.items, slot_out, slot_lse,
+            q, k, v, found.begins, found.entries, found.first_items, found.items, settled.times, tiles, slot_out, slot_lse,
             where.block_table(q.device),
             stride_qt=q.stride(1), stride_qh=q.stride(2), stride_kt=k.stride(1), stride_kh=k.stride(2),
             stride_vt=v.stride(1), stride_vh=v.stride(2),
             first=first, n_rows=len(found.begins) - 1, n_keys=k.shape[1], offset=k.shape[1] - n_queries,
             n_blocks=where.n_blocks, n_choices=n_choices, heads=heads, group=n_heads // k.shape[2],
             scale=abs(scale) * LOG2_E, NEGATE=scale < 0, SLOTS=where.slots, SLOT_BITS=SLOT_BITS, ITEM=ITEM,
-            HEADS=block_h, BLOCK_M=max(tile.m, block_h), D=head_dim, BLOCK_D=padded_head_dim(head_dim),
+            BY_TILE=tiles is not None, HEADS=block_h, BLOCK_M=max(tile.m, block_h), D=head_dim, BLOCK_D=padded_head_dim(head_dim),
             PRECISION=precision(q.dtype), num_warps=tile.warps, num_stages=tile.stages, **arguments,
         )  # fmt: skip
         merge_slots(settled, where, slot_out, slot_lse, out, lse, first, stop)

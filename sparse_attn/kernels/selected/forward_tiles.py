@@ -20,12 +20,13 @@ from ..attention.launch import Inputs
 from ..attention.tiles import LOG2_E, Capability, can_use_tma, padded_head_dim, precision, tile_source
 from .kept import document_of, head_rows, kept_keys, seen_whole
 from .places import PLAIN, Places
+from .settle import Settled
 from .tiles import query_tile
 
 
 @triton.jit(do_not_specialize=["n_queries", "n_keys", "n_documents", "offset"])
 def forward_tiles_kernel(
-    q, k, v, selected, out, lse, tile_table, first_blocks,
+    q, k, v, blocks, times, out, lse, tile_table, first_blocks,
     documents, parameters, row_bits, key_bits, block_flags, list_rows, list_begins, list_entries,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh,
     n_queries, n_keys, offset, n_documents, n_choices, heads, group, tile_rows, scale,
@@ -75,11 +76,12 @@ def forward_tiles_kernel(
         acc = tl.zeros([QUERIES * HEADS, BLOCK_D], tl.float32)
 
         # Up to the last entry that is a block.
-        entries = selected + (tile.to(tl.int64) * n_choices + choice) * SLOTS
+        entries = (tile.to(tl.int64) * n_choices + choice) * SLOTS
         slots = tl.arange(0, BLOCK_S)
-        chosen = tl.load(entries + slots, mask=slots < SLOTS, other=-1)
+        chosen = tl.load(blocks + entries + slots, mask=slots < SLOTS, other=-1)
         for slot in tl.range(tl.max(tl.where(chosen >= 0, slots + 1, 0))):
-            block = tl.load(entries + slot)
+            block = tl.load(blocks + entries + slot)
+            often = tl.log2(tl.load(times + entries + slot).to(tl.float32))  # a block named twice counts twice
             start = tl.maximum(block, 0) * SIZE
             k_tile = load_tile(
                 keys, 0, kv_head, 0, start, 0, own_keys, k_start, 1, stride_kt,
@@ -89,7 +91,7 @@ def forward_tiles_kernel(
                 values, 0, kv_head, 0, start, 0, own_keys, k_start, 1, stride_vt,
                 D, BLOCK_N, BLOCK_D, USE_TMA, PACKED, False,
             )  # fmt: skip
-            logits = tl.dot(queries, tl.trans(k_tile), input_precision=PRECISION) * scale
+            logits = tl.dot(queries, tl.trans(k_tile), input_precision=PRECISION) * scale + often
             free = seen_whole(
                 start, x, stop - 1, own_keys, block_flags, first_block + tl.maximum(block, 0), left, right, parameters,
                 SIZE, BLOCK_N, CAUSAL, HAS_INTERVAL, CHUNKS, COLUMNS, ALWAYS,
@@ -121,12 +123,12 @@ def forward_tiles_kernel(
 
 
 def forward_tiles(
-    inputs: Inputs, settled: Tensor, where: Places, scale: float, capability: Capability
+    inputs: Inputs, settled: Settled, where: Places, scale: float, capability: Capability
 ) -> tuple[Tensor, Tensor]:
     """Output in q's dtype and LSE ``[1, T, Hq]`` in float32."""
     q, k, v = inputs.q, inputs.k, inputs.v
     _, n_queries, n_heads, head_dim = q.shape
-    n_choices = settled.shape[1]
+    n_choices = settled.blocks.shape[1]
     heads = n_heads // n_choices
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = torch.empty((1, n_queries, n_heads), dtype=torch.float32, device=q.device)
@@ -137,7 +139,7 @@ def forward_tiles(
     use_tma = can_use_tma(capability, where.where, PLAIN, k, v)
     pieces = triton.cdiv(where.rows, tile.queries)
     forward_tiles_kernel[(where.n_tiles * pieces * n_choices * triton.cdiv(heads, tile.heads),)](
-        q, tile_source(k, arguments["BLOCK_N"], use_tma), tile_source(v, arguments["BLOCK_N"], use_tma), settled,
+        q, tile_source(k, arguments["BLOCK_N"], use_tma), tile_source(v, arguments["BLOCK_N"], use_tma), *settled,
         out, lse, where.tile_table(q.device), where.first_blocks(q.device),
         stride_qt=q.stride(1), stride_qh=q.stride(2), stride_kt=k.stride(1), stride_kh=k.stride(2),
         stride_vt=v.stride(1), stride_vh=v.stride(2),

@@ -23,7 +23,7 @@ _FOUND = 1024  # queries that a program of the second kernel looks at together
 
 @triton.jit(do_not_specialize=["first", "stop", "n_blocks"])
 def mark_kernel(
-    settled, query_tiles, tile_table, first_blocks, map, counts, first, stop, n_choices, n_blocks, span,
+    blocks, query_tiles, tile_table, first_blocks, map, counts, first, stop, n_choices, n_blocks, span,
     SLOTS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_Q: tl.constexpr, PACKED: tl.constexpr, BY_TILE: tl.constexpr,
 ):  # fmt: skip
     choice = tl.program_id(0) % n_choices
@@ -33,7 +33,7 @@ def mark_kernel(
     tile = query
     if BY_TILE:
         tile = tl.load(query_tiles + query, mask=inside, other=0)
-    entries = settled + ((tile.to(tl.int64) * n_choices + choice) * SLOTS)[:, None] + slots[None, :]
+    entries = blocks + ((tile.to(tl.int64) * n_choices + choice) * SLOTS)[:, None] + slots[None, :]
     block = tl.load(entries, mask=inside[:, None] & (slots < SLOTS)[None, :], other=-1)
     live = block >= 0
     if PACKED:
@@ -69,6 +69,14 @@ def list_kernel(
             at += tl.sum(found)
 
 
+@triton.jit
+def slot_of(rows, slot, choice, query_tiles, inside, n_choices, SLOTS: tl.constexpr, BY_TILE: tl.constexpr):
+    """Where a query's slot stands in a settled choice."""
+    if BY_TILE:
+        rows = tl.load(query_tiles + rows, mask=inside, other=0)
+    return (rows.to(tl.int64) * n_choices + choice) * SLOTS + slot
+
+
 class Lists(NamedTuple):
     """Which queries of a span chose each block; a row is a choosing head's block, ``head * blocks + block``.
 
@@ -87,10 +95,10 @@ class Lists(NamedTuple):
     most_items: int
 
 
-def lists(settled: Tensor, where: Places, first: int, stop: int, item: int) -> Lists:
+def lists(blocks: Tensor, where: Places, first: int, stop: int, item: int) -> Lists:
     """The lists of the queries first .. stop, cut into items of so many entries."""
-    n_choices, slots = settled.shape[1:]
-    device = settled.device
+    n_choices, slots = blocks.shape[1:]
+    device = blocks.device
     span = -(-(stop - first) // 16) * 16  # so that a row of the map is read several bytes at once
     n_rows = n_choices * where.n_blocks
     query_tiles = where.query_tiles(device)
@@ -99,7 +107,7 @@ def lists(settled: Tensor, where: Places, first: int, stop: int, item: int) -> L
     block_s = triton.next_power_of_2(max(slots, 2))
     block_q = max(1, 2048 // block_s)
     mark_kernel[(n_choices * triton.cdiv(stop - first, block_q),)](
-        settled, query_tiles, where.tile_table(device), where.first_blocks(device), marked, counts,
+        blocks, query_tiles, where.tile_table(device), where.first_blocks(device), marked, counts,
         first, stop, n_choices, where.n_blocks, span,
         SLOTS=slots, BLOCK_S=block_s, BLOCK_Q=block_q, PACKED=where.where.packed, BY_TILE=query_tiles is not None,
     )  # fmt: skip

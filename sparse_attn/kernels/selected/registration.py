@@ -47,7 +47,7 @@ def fused_selected_attention(
     Args:
         q, k, v: ``[B, T, Hq, D]``, ``[B, S, Hkv, D]``; packed documents have B = 1.
         selected: ``[B, N, H, K]`` integers: block numbers, counted in the document; -1: none. H is Hkv, or Hq: then there
-            is no gradient. A number that is no block of the document counts as -1, and one that a row names twice once.
+            is no gradient. A number that is no block of the document counts as -1, and one that a row names twice counts twice.
         patterns: The text of one pattern, or of one for each KV head, a line each. Its `TopBlocks` term says how many keys a
             block has, and how many positions choose together.
         cu_seqlens_q, cu_seqlens_k: Document boundaries, both or none. From a CUDA tensor they are read once.
