@@ -29,6 +29,7 @@ from .settle import Settled
 from .tiles import block_tile, merge_warps
 
 SPAN_BYTES = 1 << 30  # outputs of slots that are held at a time
+LEAST_SPAN = 64  # queries that are taken together all the same
 ITEM = 256  # entries of a list that one program takes
 
 
@@ -177,7 +178,7 @@ def merge_slots(
 def span_of(where: Places, n_queries: int, n_heads: int, head_dim: int, dtype: torch.dtype) -> int:
     """How many queries' slots are held at a time."""
     row = max(1, where.slots * n_heads * head_dim * dtype.itemsize)
-    return max(1, min(n_queries, max(64, SPAN_BYTES // row), (1 << (31 - SLOT_BITS)) - 1))
+    return max(1, min(n_queries, max(LEAST_SPAN, SPAN_BYTES // row), (1 << (31 - SLOT_BITS)) - 1))
 
 
 def forward_blocks(

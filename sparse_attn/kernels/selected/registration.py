@@ -316,7 +316,7 @@ def _runs(
 
 def _from_blocks(where: Places, n_queries: int) -> bool:
     """Whether to go from blocks to queries: where few queries choose together, and each block is chosen by several."""
-    return where.rows <= 2 and n_queries >= 64 and n_queries * where.slots >= 8 * where.n_blocks
+    return where.rows <= 2 and n_queries >= 16 and n_queries * where.slots >= 8 * where.n_blocks
 
 
 def _flat(tensor: Tensor) -> Tensor:
