@@ -106,6 +106,30 @@ def choose_blocks(
     per_query_head: bool = False,
 ) -> Int[Tensor, "B N H K"]:
     """`select_blocks` for arguments that have been checked, with the queries already scaled."""
+    with torch.autocast(q.device.type, enabled=False):  # scores are float32 inside autocast too
+        return _choose_blocks(
+            q,
+            k,
+            patterns,
+            causal=causal,
+            bounds=bounds,
+            score=score,
+            compressed=compressed,
+            per_query_head=per_query_head,
+        )
+
+
+def _choose_blocks(
+    q: Tensor,
+    k: Tensor,
+    patterns: Sequence[Pattern],
+    *,
+    causal: bool,
+    bounds: tuple[Sequence[int] | None, Sequence[int] | None],
+    score: str,
+    compressed: Tensor | None,
+    per_query_head: bool,
+) -> Tensor:
     documents = split_documents(q.shape[1], k.shape[1], *bounds)
     heads = q.shape[2] if per_query_head else k.shape[2]
     choice = same_choice(patterns)
@@ -126,7 +150,7 @@ def choose_blocks(
             keys = keys.repeat_interleave(heads // k.shape[2], 2)
             own = selected[:, first_tile : first_tile + tiles]
             if _fused(queries, n_blocks):
-                own.copy_(_select_fused(queries, keys, choices, intervals, document, width, causal))
+                own.copy_(_select_fused(queries, keys, choice, intervals, document, width, causal))
                 first_tile, first_block = first_tile + tiles, first_block + n_blocks
                 continue
             for part, scores in _scores(queries, keys):
@@ -197,17 +221,17 @@ def _fused(queries: Tensor, n_blocks: int) -> bool:
 
 
 def _select_fused(
-    queries: Float[Tensor, "B tiles H F"], keys: Float[Tensor, "B blocks H F"], choices: Sequence[Choice],
+    queries: Float[Tensor, "B tiles H F"], keys: Float[Tensor, "B blocks H F"], choice: Choice,
     intervals: Sequence[Interval | None], document: Document, width: int, causal: bool,
 ) -> Int[Tensor, "B tiles H width"]:  # fmt: skip
     from ..kernels.selected import select_tiles
 
-    term, heads, n_blocks = choices[0].term, queries.shape[2], keys.shape[1]
+    term, heads, n_blocks = choice.term, queries.shape[2], keys.shape[1]
     tiles = term.tiles(document.n_queries, document.n_keys)
     ranges = torch.stack(
         [
             candidate_ranges(choice, interval, document, tiles, causal=causal, device=queries.device)
-            for choice, interval in zip(choices, intervals, strict=True)
+            for interval in intervals
         ]
     )
     if len(ranges) > 1:
