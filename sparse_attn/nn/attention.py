@@ -102,6 +102,7 @@ class SparseSelfAttention(nn.Module):
         bounds = None if cu_seqlens is None else list(map(int, cu_seqlens))
         q, k, v = self._project(x)
         positions = _positions(x.shape[-2], bounds, x.device)
+        k, v, extra = self._beside(k, v, bounds)
         out = attention(
             self._turn(q, positions),
             self._turn(k, positions),
@@ -110,7 +111,7 @@ class SparseSelfAttention(nn.Module):
             causal=self.causal,
             cu_seqlens_q=bounds,
             implementation=self.implementation,
-            **self._beside(k, v, bounds),
+            **extra,
         )
         assert isinstance(out, Tensor)
         return self.out_proj(out.flatten(-2))  # type: ignore[no-any-return]
@@ -162,12 +163,12 @@ class SparseSelfAttention(nn.Module):
         assert isinstance(out, Tensor)
         return self.out_proj(out.flatten(-2))  # type: ignore[no-any-return]
 
-    def _beside(self, k: Tensor, v: Tensor, bounds: list[int] | None) -> dict[str, Any]:
-        """What attention takes beside the sequence's own keys, made from keys before they are turned."""
+    def _beside(self, k: Tensor, v: Tensor, bounds: list[int] | None) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """Keys and values to go on with, and what attention takes beside them, made from keys before they are turned."""
         if self.anchors is None:
-            return {}
-        extra_k, extra_v = self.anchors(k, v, cu_seqlens=bounds)
-        return self._placed(extra_k, extra_v, bounds)
+            return k, v, {}
+        k, v, extra_k, extra_v, _ = self.anchors(k, v, cu_seqlens=bounds)
+        return k, v, self._placed(extra_k, extra_v, bounds)
 
     def _beside_last(self, k: Tensor, v: Tensor, cache: Cache) -> dict[str, Any]:
         """The same for one token more."""
