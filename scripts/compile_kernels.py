@@ -4,8 +4,9 @@
 
 A variant is a kernel, a GPU, a head dim, a dtype, and the parts of the pattern that it reads: "window" has an interval
 alone, "full" a long one with columns and extra keys, "union" every part of a main pass, "dilated" a pass that follows them,
-"dilated alone" one that follows nothing. Exits with 1 if a kernel does not compile, or
-asks for more shared memory than a program of that GPU may have. `--registers` tells what ptxas makes of each.
+"dilated alone" one that follows nothing. For anchors' kernels "window" stands for means of blocks, "union" for learned
+pooling. Exits with 1 if a kernel does not compile, or asks for more shared memory than a program of that GPU may have.
+`--registers` tells what ptxas makes of each.
 """
 
 import argparse
@@ -27,6 +28,12 @@ KERNELS = (
     "backward_extra",
     "backward_queries",
 )
+ANCHOR_KERNELS = (
+    "pool",
+    "scan",
+    "backward_scan",
+    "backward_pool",
+)  # of sparse_attn.kernels.anchors; 64 queries, blocks of 128
 PARTS: dict[str, dict[str, Any]] = {
     "window": {"CHUNKS": 0, "ROWS": 0, "COLUMNS": 0, "LISTS": 0, "EXTRA": 0, "EARLIER": -1, "EXCLUDES": False},
     "union": {"CHUNKS": 1, "ROWS": 1, "COLUMNS": 2, "LISTS": 1, "EXTRA": 64, "EARLIER": -1, "EXCLUDES": False},
@@ -72,12 +79,13 @@ def compile_variant(variant: Variant, registers: bool = False) -> tuple[int, str
     import importlib
 
     import torch
-    import triton
-    from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     from sparse_attn.kernels.attention import tiles
 
+    if variant.kernel in ANCHOR_KERNELS:
+        source, options = _anchor_source(variant)
+        return _compiled(source, variant, options, registers)
     dtype = getattr(torch, DTYPES[variant.dtype])
     module = importlib.import_module(f"sparse_attn.kernels.attention.{variant.kernel}")
     kernel = getattr(module, f"{variant.kernel}_kernel")
@@ -106,17 +114,64 @@ def compile_variant(variant: Variant, registers: bool = False) -> tuple[int, str
             or ((name.startswith("stride") or name in ("left", "right", "offset")) and signature[name] != "constexpr")
         },
     )
+    return _compiled(source, variant, {"num_warps": tile.warps, "num_stages": tile.stages}, registers)
+
+
+def _compiled(source: Any, variant: Variant, options: dict[str, int], registers: bool) -> tuple[int, str, str]:
+    import triton
+    from triton.backends.compiler import GPUTarget
+
     major, minor = variant.capability
     try:
-        compiled = triton.compile(
-            source,
-            target=GPUTarget("cuda", 10 * major + minor, 32),
-            options={"num_warps": tile.warps, "num_stages": tile.stages},
-        )
+        compiled = triton.compile(source, target=GPUTarget("cuda", 10 * major + minor, 32), options=options)
     except Exception as error:  # a compiler's failure of any kind is the finding
         return 0, "", f"does not compile: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     report = _registers(compiled.asm["ptx"], variant.capability) if registers else ""
     return compiled.metadata.shared, report, ""
+
+
+def _anchor_source(variant: Variant) -> tuple[Any, dict[str, int]]:
+    """A kernel of anchors as it is launched for 64 queries, and the launch's options."""
+    import importlib
+
+    from triton.compiler import ASTSource
+
+    from sparse_attn.kernels.anchors import backward_scan, pool, scan
+    from sparse_attn.kernels.attention.tiles import padded_head_dim
+
+    d, learned = variant.head_dim, variant.parts == "union"
+    block_r, block_d = scan.scan_tile(64, d) if variant.kernel == "scan" else (0, padded_head_dim(d))
+    rows = {"pool": 16, "scan": block_r, "backward_scan": backward_scan.backward_scan_rows(64)}.get(variant.kernel, 0)
+    tokens = pool.tokens_a_tile(128, d) // (2 if variant.kernel == "backward_pool" else 1)
+    constants = {
+        "R": 64, "D": d, "BLOCK_R": rows, "BLOCK_D": block_d, "BLOCK_T": tokens, "TILES": 16, "LEARNED": learned,
+        "GIVEN": True, "PACKED": variant.packed, "STAGES": scan.STAGES if variant.kernel == "scan" else backward_scan.STAGES,
+    }  # fmt: skip
+    module = importlib.import_module(f"sparse_attn.kernels.anchors.{variant.kernel}")
+    kernel = getattr(module, f"{variant.kernel}_kernel")
+    inputs = ("k", "v", "pooled", "summaries", "d_keys", "d_values", "given_k", "given_v", "dk", "dv")
+    signature = {}
+    for name in kernel.arg_names:
+        if name in constants or (name in ("pooling", "d_pooling") and not learned):
+            signature[name] = "constexpr"
+        elif name in ("tokens", "rows"):
+            signature[name] = "*i32" if variant.packed else "constexpr"
+        elif name.startswith(("stride", "n_")) or name == "block":
+            signature[name] = "i32"
+        else:
+            signature[name] = f"*{variant.dtype}" if name in inputs else "fp32" if name == "scale" else "*fp32"
+    given = {
+        (index,): constants.get(name) for index, name in enumerate(kernel.arg_names) if signature[name] == "constexpr"
+    }
+    wide = [
+        index
+        for index, name in enumerate(kernel.arg_names)
+        if signature[name].startswith("*") or name.startswith("stride_k")
+    ]
+    source = ASTSource(
+        fn=kernel, signature=signature, constexprs=given, attrs={(i,): [["tt.divisibility", 16]] for i in wide}
+    )
+    return source, {"num_warps": {"scan": 1, "backward_scan": backward_scan.WARPS}.get(variant.kernel, 4)}
 
 
 def _registers(ptx: str, capability: tuple[int, int]) -> str:
@@ -189,7 +244,12 @@ def _variants(options: argparse.Namespace) -> Iterator[Variant]:
         for head_dim in options.head_dims:
             for dtype in options.dtypes:
                 for kernel in options.kernels:
-                    alone = {"backward_rows": ["window"], "backward_columns": ["union"], "backward_extra": ["union"]}
+                    alone = {
+                        "backward_rows": ["window"],
+                        "backward_columns": ["union"],
+                        "backward_extra": ["union"],
+                        **{name: ["window", "union"] if "pool" in name else ["union"] for name in ANCHOR_KERNELS},
+                    }
                     for parts in alone.get(kernel, options.parts):
                         for packed in (False, True) if options.packed and kernel != "backward_rows" else (False,):
                             yield Variant(kernel, capability, head_dim, dtype, packed, parts)
@@ -201,7 +261,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--capabilities", nargs="+", choices=known, default=["8.0", "8.6", "9.0", "10.0"])
     parser.add_argument("--head-dims", nargs="+", type=int, default=[64, 128, 256])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["bf16", "fp32"])
-    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS))
+    parser.add_argument("--kernels", nargs="+", choices=KERNELS + ANCHOR_KERNELS, default=[*KERNELS, *ANCHOR_KERNELS])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--packed", action="store_true", help="the packed variants too")
     parser.add_argument("--jobs", type=int, default=2)
