@@ -2,7 +2,9 @@
 
 from .anchors import Anchored, AnchorState, AnchorWeights, anchor_keys, anchor_scan, pool_blocks, read_anchors
 from .attention import attention
+from .compressed_attention import compressed_attention
 from .merge import merge
+from .select_blocks import select_blocks
 
 __all__ = [
     "AnchorState",
@@ -11,7 +13,9 @@ __all__ = [
     "anchor_keys",
     "anchor_scan",
     "attention",
+    "compressed_attention",
     "merge",
     "pool_blocks",
     "read_anchors",
+    "select_blocks",
 ]
