@@ -43,7 +43,10 @@ def main() -> None:
             rows.append({"T": length, "name": name, "times": times})
             first = next(row for row in rows if row["T"] == length)
             extra = {part: times[part][0] / first["times"][part][0] - 1 for part in times}
-            print(f"{length} {name}: " + "; ".join(f"{part} {times[part][0]:.3f} ms ({extra[part]:+.1%})" for part in times))
+            print(
+                f"{length} {name}: "
+                + "; ".join(f"{part} {times[part][0]:.3f} ms ({extra[part]:+.1%})" for part in times)
+            )
     result = {
         "gpu": torch.cuda.get_device_name(),
         "date": datetime.now(UTC).date().isoformat(),
@@ -135,7 +138,9 @@ def _forward(run: Callable[[], Any]) -> list[float]:
 
 def _step(run: Callable[[], Any], leaves: list[Any]) -> list[float]:
     draw = torch.randn_like(run())
-    return list(do_bench(lambda: torch.autograd.grad(run(), leaves, draw), warmup=50, rep=300, quantiles=[0.5, 0.2, 0.8]))
+    return list(
+        do_bench(lambda: torch.autograd.grad(run(), leaves, draw), warmup=50, rep=300, quantiles=[0.5, 0.2, 0.8])
+    )
 
 
 def _error(got: Tensor, expected: Tensor) -> float:

@@ -4,9 +4,9 @@
 
 A variant is a kernel, a GPU, a head dim, a dtype, and the parts of the pattern that it reads: "window" has an interval
 alone, "full" a long one with columns and extra keys, "union" every part of a main pass, "dilated" a pass that follows them,
-"dilated alone" one that follows nothing. For anchors' kernels "window" stands for means of blocks, "union" for learned
-pooling. Exits with 1 if a kernel does not compile, or asks for more shared memory than a program of that GPU may have.
-`--registers` tells what ptxas makes of each.
+"dilated alone" one that follows nothing; of the kernels of anchors and of chosen blocks `compile_anchors.py` and
+`compile_selected.py` tell. Exits with 1 if a kernel does not compile, or asks for more shared memory than a program of that GPU
+may have. `--registers` tells what ptxas makes of each.
 """
 
 import argparse
@@ -18,6 +18,10 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where `scripts` stands, if this runs as a file
+
+from scripts import compile_anchors, compile_selected
+
 SHARED_MEMORY = {(8, 0): 163 << 10, (8, 6): 99 << 10, (8, 9): 99 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10}
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 KERNELS = (
@@ -27,13 +31,9 @@ KERNELS = (
     "backward_columns",
     "backward_extra",
     "backward_queries",
+    *compile_anchors.KERNELS,
+    *compile_selected.KERNELS,
 )
-ANCHOR_KERNELS = (
-    "pool",
-    "scan",
-    "backward_scan",
-    "backward_pool",
-)  # of sparse_attn.kernels.anchors; 64 queries, blocks of 128
 PARTS: dict[str, dict[str, Any]] = {
     "window": {"CHUNKS": 0, "ROWS": 0, "COLUMNS": 0, "LISTS": 0, "EXTRA": 0, "EARLIER": -1, "EXCLUDES": False},
     "union": {"CHUNKS": 1, "ROWS": 1, "COLUMNS": 2, "LISTS": 1, "EXTRA": 64, "EARLIER": -1, "EXCLUDES": False},
@@ -76,16 +76,63 @@ def main() -> int:
 
 def compile_variant(variant: Variant, registers: bool = False) -> tuple[int, str, str]:
     """Shared memory in bytes, ptxas's report if asked for, and what went wrong, if anything did."""
+    import torch
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    if variant.kernel in compile_selected.KERNELS:
+        kernel, constants, types, warps, stages = compile_selected.recipe(
+            variant.kernel, variant.capability, variant.head_dim, getattr(torch, DTYPES[variant.dtype]), variant.dtype,
+            variant.packed, variant.parts,
+        )  # fmt: skip
+    elif variant.kernel in compile_anchors.KERNELS:
+        kernel, constants, types, warps, stages = compile_anchors.recipe(
+            variant.kernel, variant.head_dim, variant.dtype, variant.packed, variant.parts
+        )
+    else:
+        kernel, constants, types, warps, stages = _recipe(variant)
+    signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
+    given = {
+        (kernel.arg_names.index(name),): constants.get(name)
+        for name in kernel.arg_names
+        if signature[name] == "constexpr"
+    }
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs=given,
+        attrs={
+            (index,): [["tt.divisibility", 16]]
+            for index, name in enumerate(kernel.arg_names)
+            if signature[name].startswith("*")
+            or (
+                (name.startswith("stride") or name in ("left", "right", "offset", "span"))
+                and signature[name] != "constexpr"
+            )
+        },
+    )
+    major, minor = variant.capability
+    try:
+        compiled = triton.compile(
+            source,
+            target=GPUTarget("cuda", 10 * major + minor, 32),
+            options={"num_warps": warps, "num_stages": stages},
+        )
+    except Exception as error:  # a compiler's failure of any kind is the finding
+        return 0, "", f"does not compile: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    report = _registers(compiled.asm["ptx"], variant.capability) if registers else ""
+    return compiled.metadata.shared, report, ""
+
+
+def _recipe(variant: Variant) -> compile_selected.Recipe:
+    """How a kernel of static patterns is compiled."""
     import importlib
 
     import torch
-    from triton.compiler import ASTSource
 
     from sparse_attn.kernels.attention import tiles
 
-    if variant.kernel in ANCHOR_KERNELS:
-        source, options = _anchor_source(variant)
-        return _compiled(source, variant, options, registers)
     dtype = getattr(torch, DTYPES[variant.dtype])
     module = importlib.import_module(f"sparse_attn.kernels.attention.{variant.kernel}")
     kernel = getattr(module, f"{variant.kernel}_kernel")
@@ -96,82 +143,11 @@ def compile_variant(variant: Variant, registers: bool = False) -> tuple[int, str
     tile = choose(variant.capability, variant.head_dim, dtype, *(walked if by_pattern else ()))
     constants = _constants(variant, tile, tiles.padded_head_dim(variant.head_dim), tiles.precision(dtype))
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
-    signature = {name: _type(name, variant, tile, constants) for name in kernel.arg_names}
-    given = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    given |= {(kernel.arg_names.index(name),): None for name in kernel.arg_names if signature[name] == "constexpr"
-              and name not in constants}  # fmt: skip
-    if "step" in signature and not variant.parts.startswith("dilated"):
-        signature["step"] = "constexpr"  # 1, as Triton specialises it
-        given[(kernel.arg_names.index("step"),)] = 1
-    source = ASTSource(
-        fn=kernel,
-        signature=signature,
-        constexprs=given,
-        attrs={
-            (index,): [["tt.divisibility", 16]]
-            for index, name in enumerate(kernel.arg_names)
-            if signature[name].startswith("*")
-            or ((name.startswith("stride") or name in ("left", "right", "offset")) and signature[name] != "constexpr")
-        },
-    )
-    return _compiled(source, variant, {"num_warps": tile.warps, "num_stages": tile.stages}, registers)
-
-
-def _compiled(source: Any, variant: Variant, options: dict[str, int], registers: bool) -> tuple[int, str, str]:
-    import triton
-    from triton.backends.compiler import GPUTarget
-
-    major, minor = variant.capability
-    try:
-        compiled = triton.compile(source, target=GPUTarget("cuda", 10 * major + minor, 32), options=options)
-    except Exception as error:  # a compiler's failure of any kind is the finding
-        return 0, "", f"does not compile: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    report = _registers(compiled.asm["ptx"], variant.capability) if registers else ""
-    return compiled.metadata.shared, report, ""
-
-
-def _anchor_source(variant: Variant) -> tuple[Any, dict[str, int]]:
-    """A kernel of anchors as it is launched for 64 queries, and the launch's options."""
-    import importlib
-
-    from triton.compiler import ASTSource
-
-    from sparse_attn.kernels.anchors import backward_scan, pool, scan
-    from sparse_attn.kernels.attention.tiles import padded_head_dim
-
-    d, learned = variant.head_dim, variant.parts == "union"
-    block_r, block_d = scan.scan_tile(64, d) if variant.kernel == "scan" else (0, padded_head_dim(d))
-    rows = {"pool": 16, "scan": block_r, "backward_scan": backward_scan.backward_scan_rows(64)}.get(variant.kernel, 0)
-    tokens = pool.tokens_a_tile(128, d) // (2 if variant.kernel == "backward_pool" else 1)
-    constants = {
-        "R": 64, "D": d, "BLOCK_R": rows, "BLOCK_D": block_d, "BLOCK_T": tokens, "TILES": 16, "LEARNED": learned,
-        "GIVEN": True, "PACKED": variant.packed, "STAGES": scan.STAGES if variant.kernel == "scan" else backward_scan.STAGES,
-    }  # fmt: skip
-    module = importlib.import_module(f"sparse_attn.kernels.anchors.{variant.kernel}")
-    kernel = getattr(module, f"{variant.kernel}_kernel")
-    inputs = ("k", "v", "pooled", "summaries", "d_keys", "d_values", "given_k", "given_v", "dk", "dv")
-    signature = {}
-    for name in kernel.arg_names:
-        if name in constants or (name in ("pooling", "d_pooling") and not learned):
-            signature[name] = "constexpr"
-        elif name in ("tokens", "rows"):
-            signature[name] = "*i32" if variant.packed else "constexpr"
-        elif name.startswith(("stride", "n_")) or name == "block":
-            signature[name] = "i32"
-        else:
-            signature[name] = f"*{variant.dtype}" if name in inputs else "fp32" if name == "scale" else "*fp32"
-    given = {
-        (index,): constants.get(name) for index, name in enumerate(kernel.arg_names) if signature[name] == "constexpr"
-    }
-    wide = [
-        index
-        for index, name in enumerate(kernel.arg_names)
-        if signature[name].startswith("*") or name.startswith("stride_k")
-    ]
-    source = ASTSource(
-        fn=kernel, signature=signature, constexprs=given, attrs={(i,): [["tt.divisibility", 16]] for i in wide}
-    )
-    return source, {"num_warps": {"scan": 1, "backward_scan": backward_scan.WARPS}.get(variant.kernel, 4)}
+    types = {name: _type(name, variant, tile, constants) for name in kernel.arg_names}
+    if "step" in types and not variant.parts.startswith("dilated"):
+        constants["step"] = 1  # as Triton specialises it
+    types = {name: kind for name, kind in types.items() if kind != "constexpr" and name not in constants}
+    return compile_selected.Recipe(kernel, constants, types, tile.warps, tile.stages)
 
 
 def _registers(ptx: str, capability: tuple[int, int]) -> str:
@@ -244,15 +220,20 @@ def _variants(options: argparse.Namespace) -> Iterator[Variant]:
         for head_dim in options.head_dims:
             for dtype in options.dtypes:
                 for kernel in options.kernels:
-                    alone = {
-                        "backward_rows": ["window"],
-                        "backward_columns": ["union"],
-                        "backward_extra": ["union"],
-                        **{name: ["window", "union"] if "pool" in name else ["union"] for name in ANCHOR_KERNELS},
-                    }
-                    for parts in alone.get(kernel, options.parts):
+                    for parts in _parts_of(kernel, options.parts):
                         for packed in (False, True) if options.packed and kernel != "backward_rows" else (False,):
                             yield Variant(kernel, capability, head_dim, dtype, packed, parts)
+
+
+def _parts_of(kernel: str, asked: list[str]) -> list[str]:
+    """The parts that a kernel is compiled for: those asked for, or the one that it knows."""
+    alone = {"backward_rows": ["window"], "backward_columns": ["union"], "backward_extra": ["union"]}
+    own = alone.get(kernel, list(PARTS))
+    if kernel in compile_selected.KERNELS:
+        own = compile_selected.KERNELS[kernel][1]
+    elif kernel in compile_anchors.KERNELS:
+        own = compile_anchors.KERNELS[kernel]
+    return own if len(own) == 1 else [parts for parts in own if parts in asked]
 
 
 def _options() -> argparse.Namespace:
@@ -261,8 +242,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--capabilities", nargs="+", choices=known, default=["8.0", "8.6", "9.0", "10.0"])
     parser.add_argument("--head-dims", nargs="+", type=int, default=[64, 128, 256])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["bf16", "fp32"])
-    parser.add_argument("--kernels", nargs="+", choices=KERNELS + ANCHOR_KERNELS, default=[*KERNELS, *ANCHOR_KERNELS])
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS))
+    parts = list(PARTS | compile_selected.PARTS)
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--packed", action="store_true", help="the packed variants too")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--registers", action="store_true")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..attention.registration import _check_served, _on_device
+from ..attention.registration import check_served, on_device
 from ..attention.tiles import row_major
 from .backward_pool import backward_pool
 from .backward_scan import backward_scan
@@ -41,7 +41,7 @@ def fused_anchors(
     Raises:
         NotImplementedError: dtype, head dim, device or GPU that the kernels do not serve.
     """
-    _check_served(k)
+    check_served(k)
     top, total, key_sums, value_sums = state
     found = _FusedAnchors.apply(k, v, queries, pooling, top, total, key_sums, value_sums, block, scale, cu_seqlens)
     return found  # type: ignore[no-any-return]
@@ -56,7 +56,7 @@ class _FusedAnchors(torch.autograd.Function):
         own_queries = queries.contiguous()
         own_pooling = None if pooling is None else pooling.contiguous()
         before = State(top.contiguous(), total.contiguous(), torch.stack([key_sums, value_sums]))
-        with _on_device(k):
+        with on_device(k):
             pooled, logits, log_sums = pool(own_k, own_v, own_pooling, own_queries, where, scale)
             summaries, log_totals, after = scan(pooled, logits, before, where)
         ctx.save_for_backward(
@@ -75,7 +75,7 @@ class _FusedAnchors(torch.autograd.Function):
         before, after = State(*states[:3]), State(*states[3:])
         d_rows = tuple(_dense(x, summaries[0]) for x in (d_rows_k, d_rows_v))
         d_sums = torch.stack([_dense(x, after.sums[0]) for x in (d_key_sums, d_value_sums)])
-        with _on_device(k):
+        with on_device(k):
             found = backward_scan(
                 pooled, logits, queries, summaries, log_totals, before, after,
                 (d_rows[0], d_rows[1]), (_dense(d_total, after.total), d_sums), ctx.where, ctx.scale,
