@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -131,6 +132,7 @@ def evaluate(
         batch_tokens=batch_tokens,
     )
     paragraphs = None if text is None else _paragraphs(text)
+    _check_device(device)
     loaded, tokenizer = load(model)
     if is_base_model(model) and not raw:
         raw = True
@@ -164,6 +166,19 @@ def _check_appendable(path: Path) -> None:
         path.open("ab").close()
     else:
         check_writable(path)
+
+
+def _check_device(given: str) -> None:
+    """Refuse a device that is not there, before the model loads."""
+    if given == "cpu":
+        return
+    if re.fullmatch(r"cuda(:\d+)?", given) is None:
+        raise ValueError(f"--device must be cpu, cuda, or one of several as cuda:1, got {given!r}")
+    import torch
+
+    found = torch.cuda.device_count()
+    if int(given.partition(":")[2] or 0) >= found:
+        raise ValueError(f"--device {given}: PyTorch finds {found or 'no'} CUDA device{'s' * (found > 1)} here")
 
 
 def _read(given: Any, parser: Any) -> Any:
