@@ -29,7 +29,7 @@ from .patterns import (
 )
 
 if TYPE_CHECKING:
-    from .ops import attention, merge
+    from .ops import attention, merge, select_blocks
 
 __all__ = [
     "Anchors",
@@ -49,11 +49,12 @@ __all__ = [
     "attention",
     "merge",
     "parse",
+    "select_blocks",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("attention", "merge"):
+    if name in ("attention", "merge", "select_blocks"):
         from . import ops
 
         return getattr(ops, name)
