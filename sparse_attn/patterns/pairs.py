@@ -98,7 +98,7 @@ def _add_union_sizes(
 
 
 def _add_budget(choice: Choice, i: Vector, n_keys: int, causal: bool, sizes: Vector) -> None:
-    """Add what a query may choose at most: k blocks if the term says so, the keys that it may see, and no more than those in all."""
+    """Add what a query may choose at most: the term's blocks, the keys that it may see, and no more than those in all."""
     visible = Progression(1, np.zeros_like(i), np.zeros_like(i), np.full_like(i, n_keys))
     _cut(visible, i, n_keys, causal, None)
     within = Progression(1, visible.residue, visible.low.copy(), visible.high.copy())
