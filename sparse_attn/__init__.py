@@ -11,7 +11,22 @@
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .patterns import Anchors, Chunked, Dilated, Full, Global, Pattern, Random, Sinks, Strided, TopBlocks, Window, parse
+from .patterns import (
+    Anchors,
+    Chunked,
+    CoverBlocks,
+    Dilated,
+    Full,
+    Global,
+    Pattern,
+    Random,
+    Sinks,
+    Strided,
+    TopBlocks,
+    VerticalSlash,
+    Window,
+    parse,
+)
 
 if TYPE_CHECKING:
     from .ops import attention, merge, select_blocks
@@ -19,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Anchors",
     "Chunked",
+    "CoverBlocks",
     "Dilated",
     "Full",
     "Global",
@@ -27,6 +43,7 @@ __all__ = [
     "Sinks",
     "Strided",
     "TopBlocks",
+    "VerticalSlash",
     "Window",
     "__version__",
     "attention",

@@ -16,8 +16,29 @@ from .pattern import Pattern, Union, Within
 from .terms import Positions, Term, Window, _set_count
 
 
+class ChosenBlocks(Term):
+    """A term that names whole key blocks for each tile of `rows` positions, once their content is known."""
+
+    block: int
+    rows: int
+
+    def keeps(self, i: Positions, j: Positions, n_keys: int, causal: bool) -> NDArray[np.bool_]:
+        return np.zeros(np.broadcast_shapes(i.shape, j.shape), dtype=bool)
+
+    @property
+    def most_blocks(self) -> int | None:
+        """The most blocks that a tile may choose; None: all."""
+        raise NotImplementedError
+
+    def tiles(self, n_queries: int, n_keys: int) -> int:
+        """Rows of a choice that the last n_queries of n_keys positions touch."""
+        if not n_queries:
+            return 0
+        return (n_keys - 1) // self.rows - (n_keys - n_queries) // self.rows + 1
+
+
 @dataclass(frozen=True, repr=False)
-class TopBlocks(Term):
+class TopBlocks(ChosenBlocks):
     """The k key blocks that score best for a query, or for a tile of queries.
 
     Block b holds positions b * block to (b + 1) * block of the document. Which blocks a query chose is given to
@@ -42,28 +63,23 @@ class TopBlocks(Term):
         for name in ("k", "block", "rows"):
             _set_count(self, name, minimum=1)
 
-    def keeps(self, i: Positions, j: Positions, n_keys: int, causal: bool) -> NDArray[np.bool_]:
-        return np.zeros(np.broadcast_shapes(i.shape, j.shape), dtype=bool)
-
-    def tiles(self, n_queries: int, n_keys: int) -> int:
-        """Rows of a choice that the last n_queries of n_keys positions touch."""
-        if not n_queries:
-            return 0
-        return (n_keys - 1) // self.rows - (n_keys - n_queries) // self.rows + 1
+    @property
+    def most_blocks(self) -> int:
+        return self.k
 
 
 @dataclass(frozen=True)
 class Choice:
     """A pattern taken apart: the term that chooses, the window that `within` cuts it to, and what is left."""
 
-    term: TopBlocks
+    term: ChosenBlocks
     limit: Window | None
     static: Pattern | None
 
 
 @lru_cache(maxsize=256)
 def split_choice(pattern: Pattern) -> Choice | None:
-    """The pattern's one `TopBlocks` term and its static part; None without such a term.
+    """The pattern's one term that chooses blocks and its static part; None without such a term.
 
     Raises:
         ValueError: more than one such term.
@@ -71,17 +87,21 @@ def split_choice(pattern: Pattern) -> Choice | None:
     >>> split_choice(parse("topblocks(8) | window(512)")).static
     window(512)
     """
-    choosing = [clause for clause in pattern.terms if isinstance(_inner(clause), TopBlocks)]
+    choosing = [clause for clause in pattern.terms if isinstance(_inner(clause), ChosenBlocks)]
     if not choosing:
         return None
     if len(choosing) > 1:
-        raise ValueError(f"pattern: at most one TopBlocks term, got {choosing[0]!r} and {choosing[1]!r}")
+        raise ValueError(f"pattern: at most one {_kinds(choosing)} term, got {choosing[0]!r} and {choosing[1]!r}")
     rest = tuple(clause for clause in pattern.terms if clause is not choosing[0])
     static = None if not rest else rest[0] if len(rest) == 1 else Union(rest)
     term = _inner(choosing[0])
-    assert isinstance(term, TopBlocks)
+    assert isinstance(term, ChosenBlocks)
     return Choice(term, choosing[0].limit if isinstance(choosing[0], Within) else None, static)
 
 
 def _inner(clause: Term | Within) -> Term:
     return clause.term if isinstance(clause, Within) else clause
+
+
+def _kinds(choosing: list[Term | Within]) -> str:
+    return " or ".join(dict.fromkeys(type(_inner(clause)).__name__ for clause in choosing))
