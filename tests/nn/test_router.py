@@ -90,6 +90,7 @@ def test_the_budget_term_pulls_spent_pairs_down() -> None:
     assert spent[2] < 1.1 * 2 * Window(5).pairs(60)
 
 
+@pytest.mark.slow
 def test_spending_follows_the_input() -> None:
     """Queries with a mark need a block far behind, others only themselves: the router learns to tell them apart."""
     torch.manual_seed(2)

@@ -68,7 +68,7 @@ def test_hashing_beside_any_pattern(data: st.DataObject) -> None:
     judge(inputs(n_queries, n_keys), pattern)
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(packed())
 def test_packed_documents(bounds: tuple[list[int], list[int]]) -> None:
     given = {name: x[0] for name, x in inputs(bounds[0][-1], bounds[1][-1]).items()}
