@@ -6,6 +6,7 @@ from .chosen_pairs import chosen_pairs
 from .compressed_attention import compressed_attention
 from .merge import merge
 from .select_blocks import select_blocks
+from .spent_pairs import spent_pairs
 
 __all__ = [
     "AnchorState",
@@ -20,4 +21,5 @@ __all__ = [
     "pool_blocks",
     "read_anchors",
     "select_blocks",
+    "spent_pairs",
 ]

@@ -2,6 +2,7 @@
 
 from .chosen import TopBlocks
 from .covering import CoverBlocks, VerticalSlash
+from .hashed import Hashed
 from .layout import Layout
 from .parse import parse
 from .pattern import Pattern
@@ -15,6 +16,7 @@ __all__ = [
     "Dilated",
     "Full",
     "Global",
+    "Hashed",
     "Layout",
     "Pattern",
     "Random",

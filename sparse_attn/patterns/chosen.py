@@ -30,6 +30,11 @@ class ChosenBlocks(Term):
         """The most blocks that a tile may choose; None: all."""
         raise NotImplementedError
 
+    @property
+    def budget(self) -> int | None:
+        """Keys of chosen blocks that a query sees at most; None: all."""
+        return None if self.most_blocks is None else self.most_blocks * self.block
+
     def tiles(self, n_queries: int, n_keys: int) -> int:
         """Rows of a choice that the last n_queries of n_keys positions touch."""
         if not n_queries:
