@@ -70,7 +70,9 @@ def test_it_is_the_true_mass_where_runs_are_constant():
 
 def test_chosen_blocks_hold_nearly_the_true_mass_of_smooth_inputs():
     n, block = 512, 16
-    q, k = (torch.randn(1, n // 4, 2, 16).repeat_interleave(4, 1) * 0.7 + torch.randn(1, n, 2, 16) * 0.2 for _ in range(2))
+    q, k = (
+        torch.randn(1, n // 4, 2, 16).repeat_interleave(4, 1) * 0.7 + torch.randn(1, n, 2, 16) * 0.2 for _ in range(2)
+    )
     mass = estimate(q, k, block, block, 4)
     tile = torch.arange(n // block)
     kept = heaviest_blocks(mass, (tile < tile[:, None]).expand(2, -1, -1), 0.8) | (tile == tile[:, None])
