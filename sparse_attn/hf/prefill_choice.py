@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..ops import attention, chosen_pairs, select_blocks
+from ..ops import attention, pairs_by_head, select_blocks
 from ..patterns import Full, Pattern
 from ..patterns.chosen import Choice, split_choice
 from ..patterns.covering import Covering
@@ -118,7 +118,7 @@ def attend_by_coverage(
         out = attention(q, k, v, full, scale=scale, implementation=implementation, **where)
     else:
         selected = select_blocks(q, k, pattern, scale=scale, **where)
-        spent.add(chosen_pairs(selected, pattern, q.shape[-3], k.shape[-3], **where), dense)
+        spent.add(pairs_by_head(selected, pattern, q.shape[-3], k.shape[-3], **where), dense)
         out = attention(q, k, v, pattern, scale=scale, selected=selected, implementation=implementation, **where)
     assert isinstance(out, Tensor)
     return out

@@ -1,8 +1,23 @@
 """The public operations: they check their arguments, choose an implementation, and carry the gradients."""
 
+from .anchors import Anchored, AnchorState, AnchorWeights, anchor_keys, anchor_scan, pool_blocks, read_anchors
 from .attention import attention
-from .chosen_pairs import chosen_pairs
+from .compressed_attention import compressed_attention
 from .merge import merge
+from .pairs_by_head import pairs_by_head
 from .select_blocks import select_blocks
 
-__all__ = ["attention", "chosen_pairs", "merge", "select_blocks"]
+__all__ = [
+    "AnchorState",
+    "AnchorWeights",
+    "Anchored",
+    "anchor_keys",
+    "anchor_scan",
+    "attention",
+    "pairs_by_head",
+    "compressed_attention",
+    "merge",
+    "pool_blocks",
+    "read_anchors",
+    "select_blocks",
+]

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..patterns import Chunked, Full, Pattern, Window
+from ..patterns import Chunked, Full, Pattern, TopBlocks, Window
 from ..patterns.documents import split_documents
 from .check_attention import Call, check_call
 from .merge import merge
@@ -145,7 +145,9 @@ def _select(call: Call) -> Tensor:
             "rows=1, or give `selected`"
         )
     bounds = _numbers(call.cu_seqlens_q), _numbers(call.cu_seqlens_k)
-    return choose_blocks(call.q * call.scale, call.k, call.patterns, causal=call.causal, bounds=bounds)
+    plain = isinstance(call.choice.term, TopBlocks) and call.scale > 0  # the size of the scale bears on no order
+    queries = call.q if plain else call.q * call.scale
+    return choose_blocks(queries, call.k, call.patterns, causal=call.causal, bounds=bounds)
 
 
 def _merged(static: Run, chosen: Run) -> Run:
@@ -323,16 +325,19 @@ def _triton(call: Call) -> tuple[Tensor, Tensor]:
 
 def _triton_selected(call: Call) -> tuple[Tensor, Tensor]:
     try:
-        from ..kernels.selected import fused_selected_attention  # type: ignore[import-not-found]
+        from ..kernels.selected import fused_selected_attention, fused_union_attention
     except ModuleNotFoundError as error:
-        if error.name not in ("triton", "sparse_attn.kernels.selected"):
+        if error.name != "triton":
             raise
         raise NotImplementedError(
-            "implementation 'triton' has no kernels for TopBlocks here; use 'reference'"
+            "implementation 'triton' needs Triton, which is not installed; use 'reference'"
         ) from None
 
+    assert call.selected is not None
     bounds = _boundary_tensors(call)
-    return fused_selected_attention(
+    alone = call.static() is None
+    run: Callable[..., tuple[Tensor, Tensor]] = fused_selected_attention if alone else fused_union_attention
+    return run(
         call.q,
         call.k,
         call.v,
@@ -342,6 +347,7 @@ def _triton_selected(call: Call) -> tuple[Tensor, Tensor]:
         scale=call.scale,
         cu_seqlens_q=bounds[0],
         cu_seqlens_k=bounds[1],
+        **({} if alone else {"extra_k": call.extra_k, "extra_v": call.extra_v}),
     )
 
 
@@ -358,5 +364,5 @@ _DEFAULTS = {"cpu": "cpu", "cuda": "triton"}
 _IMPLEMENTATIONS: dict[str, tuple[Run, Run]] = {
     "cpu": (_cpu, _merged(_cpu, _cpu_selected)),
     "reference": (_reference, _reference_selected),
-    "triton": (_triton, _merged(_triton, _triton_selected)),
+    "triton": (_triton, _triton_selected),
 }

@@ -17,6 +17,7 @@ from ..patterns.documents import Document, split_documents
 from ..patterns.layout import Groups
 from ..patterns.parts import Interval
 from .check_attention import check_call
+from .check_selected import same_choice
 
 Lengths = Sequence[int] | Tensor
 
@@ -111,14 +112,14 @@ def choose_blocks(
     per_query_head: bool = False,
 ) -> Int[Tensor, "B N H K"]:
     """`select_blocks` for arguments that have been checked, with the queries already scaled."""
-    if isinstance(_choice(patterns[0]).term, Covering):
+    choice = same_choice(patterns)
+    if isinstance(choice.term, Covering):
         from .cover_blocks import covering_blocks  # which needs `candidate_blocks`
 
         return covering_blocks(q, k, patterns, causal=causal, bounds=bounds)
     documents = split_documents(q.shape[1], k.shape[1], *bounds)
     heads = q.shape[2] if per_query_head else k.shape[2]
-    (choice, *_) = choices = [_choice(pattern) for pattern in patterns]
-    intervals = [None if own.static is None else Groups(own.static, causal).interval for own in choices]
+    intervals = [static_interval(pattern, causal) for pattern in patterns]
     assert isinstance(choice.term, TopBlocks)
     width = min(choice.term.k, -(-k.shape[1] // choice.term.block))
     n_tiles = sum(choice.term.tiles(document.n_queries, document.n_keys) for document in documents)
@@ -135,6 +136,10 @@ def choose_blocks(
             queries = _tile_features(q, document, choice.term.rows, heads, score)
             keys = keys.repeat_interleave(heads // k.shape[2], 2)
             own = selected[:, first_tile : first_tile + tiles]
+            if _fused(queries, n_blocks):
+                own.copy_(_select_fused(queries, keys, choice, intervals, document, width, causal))
+                first_tile, first_block = first_tile + tiles, first_block + n_blocks
+                continue
             for part, scores in _scores(queries, keys):
                 candidates = [
                     candidate_blocks(choice, interval, document, part, causal=causal, device=q.device)
@@ -165,6 +170,65 @@ def candidate_blocks(
         near = key_stop > (first - choice.limit.left + 1)[:, None]
         allowed = allowed & near & (key_first <= (last + choice.limit.ahead)[:, None])
     return allowed
+
+
+def candidate_ranges(
+    choice: Choice, interval: Interval | None, document: Document, tiles: int, *, causal: bool, device: torch.device
+) -> Int[Tensor, "tiles 4"]:
+    """`candidate_blocks` in four numbers a tile: first and end of what may be chosen, first and end of what is left out."""
+    block, rows, n_keys = choice.term.block, choice.term.rows, document.n_keys
+    n_blocks = -(-n_keys // block)
+    first = (document.first_position // rows + torch.arange(tiles, device=device)) * rows
+    last = (first + rows - 1).clamp(max=n_keys - 1)
+    begin, stop = torch.zeros_like(first), first // block if causal else torch.full_like(first, n_blocks)
+    if choice.limit is not None:
+        begin = (first - choice.limit.left + 1).clamp(min=0) // block
+        stop = torch.minimum(stop, (last + choice.limit.ahead) // block + 1)
+    out_begin = out_stop = begin
+    if interval is not None:
+        low, high = _interval_of(interval, first, last, n_keys)
+        out_begin = (low + block - 1) // block
+        out_stop = torch.where(high >= n_keys, n_blocks, high // block)
+    return torch.stack([begin, stop, out_begin, out_stop], -1).int()
+
+
+def _fused(queries: Tensor, n_blocks: int) -> bool:
+    """Whether the GPU's kernel finds the best blocks."""
+    if (
+        not queries.is_cuda
+        or queries.dtype != torch.float32
+        or torch.cuda.get_device_capability(queries.device) < (8, 0)
+    ):
+        return False
+    try:
+        from ..kernels.selected import MOST_BLOCKS
+    except ModuleNotFoundError:  # Triton is not installed
+        return False
+    return n_blocks <= MOST_BLOCKS
+
+
+def _select_fused(
+    queries: Float[Tensor, "B tiles H F"], keys: Float[Tensor, "B blocks H F"], choice: Choice,
+    intervals: Sequence[Interval | None], document: Document, width: int, causal: bool,
+) -> Int[Tensor, "B tiles H width"]:  # fmt: skip
+    from ..kernels.selected import select_tiles
+
+    term, heads, n_blocks = choice.term, queries.shape[2], keys.shape[1]
+    tiles = term.tiles(document.n_queries, document.n_keys)
+    ranges = torch.stack(
+        [
+            candidate_ranges(choice, interval, document, tiles, causal=causal, device=queries.device)
+            for interval in intervals
+        ]
+    )
+    if len(ranges) > 1:
+        ranges = ranges.repeat_interleave(heads // len(ranges), 0)
+    first = document.first_position // term.rows
+
+    def reach(tile: int) -> int:
+        return min((first + tile - 1) * term.rows // term.block, n_blocks) if causal else n_blocks
+
+    return select_tiles(queries, keys, ranges, width, reach)
 
 
 def best_blocks(
@@ -211,10 +275,10 @@ def _check_compressed(
     return compressed if bounds is None else compressed[None]
 
 
-def _choice(pattern: Pattern) -> Choice:
+def static_interval(pattern: Pattern, causal: bool) -> Interval | None:
+    """The run of keys around each query that the static part of a pattern keeps."""
     choice = split_choice(pattern)
-    assert choice is not None
-    return choice
+    return None if choice is None or choice.static is None else Groups(choice.static, causal).interval
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -228,8 +292,9 @@ def _block_features(k: Float[Tensor, "B S Hkv D"], block: int, score: str) -> Fl
     found = []
     for part in parts:
         if part.shape[1] and part.shape[2]:
-            own = _wide(part)
-            found.append(own.mean(2) if score == "mean" else torch.cat([own.amax(2), own.amin(2)], -1))
+            wide = torch.promote_types(part.dtype, torch.float32)
+            bounds = () if score == "mean" else (part.amax(2).to(wide), part.amin(2).to(wide))
+            found.append(torch.cat(bounds, -1) if bounds else part.mean(2, dtype=wide))
     return torch.cat(found, 1)
 
 
@@ -237,10 +302,10 @@ def _tile_features(
     q: Float[Tensor, "B T Hq D"], document: Document, rows: int, heads: int, score: str
 ) -> Float[Tensor, "B tiles H F"]:
     """Sums over the queries of each tile and the heads that choose together: both scores are linear in these."""
-    own = _wide(q[:, document.q_start : document.q_stop])
+    own = q[:, document.q_start : document.q_stop]
     if score == "bounds":
         own = torch.cat([own.clamp(min=0), own.clamp(max=0)], -1)
-    own = own.unflatten(2, (heads, -1)).sum(3)
+    own = own.unflatten(2, (heads, -1)).sum(3, dtype=torch.promote_types(q.dtype, torch.float32))
     if rows == 1:
         return own
     before = document.first_position % rows

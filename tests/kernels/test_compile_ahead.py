@@ -19,9 +19,15 @@ def compile_for(*options: str) -> None:
 
 def test_the_usual_shape_on_ampere_and_hopper() -> None:
     usual = ("--head-dims", "128", "--dtypes", "bf16", "--jobs", "2")
-    compile_for("--capabilities", "8.6", "9.0", "--parts", "union", *usual)
+    attention = ("forward", "backward_rows", "backward_keys", "backward_columns", "backward_extra", "backward_queries")
+    compile_for("--capabilities", "8.6", "9.0", "--parts", "union", "--kernels", *attention, *usual)
     walks = ("forward", "backward_keys", "backward_queries")
     compile_for("--capabilities", "9.0", "--parts", "dilated", "--kernels", *walks, *usual)
+
+
+def test_anchors_on_ampere_and_hopper() -> None:
+    anchors = ("pool", "scan", "backward_scan", "backward_pool")
+    compile_for("--capabilities", "8.6", "9.0", "--head-dims", "128", "--dtypes", "bf16", "--kernels", *anchors)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from ..patterns.layout import Groups
 from ..patterns.pattern import Within
 
 
-def chosen_pairs(
+def pairs_by_head(
     selected: Int[Tensor, "*B N H K"],
     pattern: Pattern,
     n_queries: int,
