@@ -11,7 +11,6 @@ import typer
 
 from ..evals.plan import PLACES, TASK_NAMES, Plan, even_depths
 from ..evals.tasks import PROMPTS
-from ..patterns import parse
 from .console import print_json, progress_bar, remarks, results
 from .lists import lengths as token_lengths
 from .lists import margin as a_margin

@@ -2,6 +2,7 @@
 
 from .anchors import Anchored, AnchorState, AnchorWeights, anchor_keys, anchor_scan, pool_blocks, read_anchors
 from .attention import attention
+from .chosen_pairs import chosen_pairs
 from .compressed_attention import compressed_attention
 from .merge import merge
 from .pairs_by_head import pairs_by_head
@@ -14,9 +15,10 @@ __all__ = [
     "anchor_keys",
     "anchor_scan",
     "attention",
-    "pairs_by_head",
+    "chosen_pairs",
     "compressed_attention",
     "merge",
+    "pairs_by_head",
     "pool_blocks",
     "read_anchors",
     "select_blocks",

@@ -1,6 +1,6 @@
 """What may be attended: patterns, their terms, and the arithmetic on them. Needs numpy only, never torch."""
 
-from .chosen import TopBlocks
+from .chosen import Hashed, TopBlocks
 from .covering import CoverBlocks, VerticalSlash
 from .layout import Layout
 from .parse import parse
@@ -15,6 +15,7 @@ __all__ = [
     "Dilated",
     "Full",
     "Global",
+    "Hashed",
     "Layout",
     "Pattern",
     "Random",

@@ -23,6 +23,7 @@ _TERMS: dict[str, type[terms.Term]] = {
     "topblocks": chosen.TopBlocks,
     "coverblocks": covering.CoverBlocks,
     "verticalslash": covering.VerticalSlash,
+    "hashed": chosen.Hashed,
 }
 
 
