@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -108,7 +109,7 @@ def attend_by_coverage(
             "torch.no_grad() or torch.inference_mode(), or train through TopBlocks(k, rows=1)"
         )
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
-    where = {"cu_seqlens_q": bounds[0], "cu_seqlens_k": bounds[1]}
+    where: Any = {"cu_seqlens_q": bounds[0], "cu_seqlens_k": bounds[1]}
     lengths = _lengths(q, k, bounds)
     full: Pattern = Full() if choice.limit is None else Full().within(choice.limit)
     heads, rows = q.shape[-2], 1 if bounds[0] is not None else q.shape[0]

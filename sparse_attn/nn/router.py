@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..ops import attention
 from ..ops.chosen_pairs import chosen_pairs
-from ..patterns import Anchors, Pattern
+from ..patterns import Anchors, Pattern, TopBlocks
 from ..patterns.chosen import split_choice
 
 
@@ -94,7 +94,7 @@ class Router(nn.Module):
     ) -> None:
         super().__init__()
         choice = split_choice(pattern)
-        if choice is None or choice.term.rows != 1:
+        if choice is None or not isinstance(choice.term, TopBlocks) or choice.term.rows != 1:
             raise ValueError(
                 f"pattern must have a TopBlocks term with rows=1, whose blocks are routed, got {pattern!r}"
             )
