@@ -2,8 +2,8 @@
 
     python benchmarks/auto_coverage.py --length 4096 --depth 0.1 --depth 0.5 --coverage 0.94
 
-reads prompts of War and Peace with a needle (`sparse-attn demo` reads the same), dense and at each coverage, on the CPU, and
-writes benchmarks/results/cpu/auto_coverage.json after every prompt; a later run adds to the file what it lacks.
+reads prompts of War and Peace with a needle (`sparse-attn demo` reads the same), dense and at each coverage, and
+writes benchmarks/results/cpu/auto_coverage.json after every reading; a later run adds to the file what it lacks.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from sparse_attn.hf import load_default
 from sparse_attn.hf.measure import HfReader
 from sparse_attn.patterns.covering import COVERAGE, auto
 
-OUT = Path(__file__).parent / "results" / "cpu" / "auto_coverage.json"
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--length", type=int, action="append", help="tokens of a prompt; may be repeated")
     parser.add_argument("--depth", type=float, action="append", help="where the needle stands, 0 to 1; may be repeated")
     parser.add_argument("--coverage", type=float, action="append", help="may be repeated")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda (then results/cuda/)")
     given = parser.parse_args()
-    result = json.loads(OUT.read_text()) if OUT.is_file() else {"cells": []}
+    out = Path(__file__).parent / "results" / given.device / "auto_coverage.json"
+    out.parent.mkdir(exist_ok=True)
+    result = json.loads(out.read_text()) if out.is_file() else {"cells": []}
     result |= {
         "model": "SmolLM2-135M-Instruct.Q4_1, float32",
         "text": "War and Peace, Book One",
@@ -43,7 +44,8 @@ def main() -> None:
         "versions": {"sparse_attn": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
         "date": date.today().isoformat(),
     }
-    reader = HfReader(*load_default())
+    model, tokenizer = load_default()
+    reader = HfReader(model.to(given.device), tokenizer)
     text = [paragraph for paragraph in paragraphs(book_text()) if not is_heading(paragraph)]
     rows: list[float | None] = [None, *(given.coverage or [COVERAGE])]
     for length in given.length or [4096]:
@@ -67,7 +69,7 @@ def main() -> None:
                         "answer": reading.answer,
                     }
                 )
-                OUT.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+                out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
                 print(result["cells"][-1], flush=True)
 
 
