@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..ops import attention, pairs_by_head, select_blocks
+from ..ops import attention, chosen_pairs, select_blocks
 from ..patterns import Full, Pattern
 from ..patterns.chosen import Choice, split_choice
 from ..patterns.covering import Covering
@@ -109,7 +109,7 @@ def attend_by_coverage(
             "torch.no_grad() or torch.inference_mode(), or train through TopBlocks(k, rows=1)"
         )
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
-    where: Any = {"cu_seqlens_q": bounds[0], "cu_seqlens_k": bounds[1]}
+    where: dict[str, Any] = {"cu_seqlens_q": bounds[0], "cu_seqlens_k": bounds[1]}
     lengths = _lengths(q, k, bounds)
     full: Pattern = Full() if choice.limit is None else Full().within(choice.limit)
     heads, rows = q.shape[-2], 1 if bounds[0] is not None else q.shape[0]
@@ -119,7 +119,7 @@ def attend_by_coverage(
         out = attention(q, k, v, full, scale=scale, implementation=implementation, **where)
     else:
         selected = select_blocks(q, k, pattern, scale=scale, **where)
-        spent.add(pairs_by_head(selected, pattern, q.shape[-3], k.shape[-3], **where), dense)
+        spent.add(chosen_pairs(selected, pattern, q.shape[-3], k.shape[-3], **where), dense)
         out = attention(q, k, v, pattern, scale=scale, selected=selected, implementation=implementation, **where)
     assert isinstance(out, Tensor)
     return out

@@ -3,7 +3,18 @@
 from .anchors import AnchorKeys
 from .attention import SparseSelfAttention
 from .rope import rotate
+from .routed_attention import RoutedSelfAttention
 from .router import Route, Router
 from .selector import BlockSelector
+from .shared_attention import SharedSelfAttention
 
-__all__ = ["AnchorKeys", "BlockSelector", "Route", "Router", "SparseSelfAttention", "rotate"]
+__all__ = [
+    "AnchorKeys",
+    "BlockSelector",
+    "Route",
+    "RoutedSelfAttention",
+    "Router",
+    "SharedSelfAttention",
+    "SparseSelfAttention",
+    "rotate",
+]

@@ -13,6 +13,7 @@ from ..ops import attention
 from ..ops.anchors import Lengths, row_bounds
 from ..patterns import Anchors, Full, Pattern
 from ..patterns.chosen import split_choice
+from ..patterns.hashed import split_hashed
 from .anchors import AnchorKeys
 from .rope import rotate
 from .selector import BlockSelector
@@ -99,6 +100,7 @@ class SparseSelfAttention(nn.Module):
             else None
         )
         chooses = split_choice(pattern) is not None
+        self.by_content = chooses or split_hashed(pattern) is not None
         self.selector = BlockSelector(dim, heads, kv_heads, head_dim, pattern) if chooses else None
 
     def forward(self, x: Float[Tensor, "*B T C"], *, cu_seqlens: Lengths | None = None) -> Float[Tensor, "*B T C"]:
@@ -117,17 +119,7 @@ class SparseSelfAttention(nn.Module):
         if self.selector is not None:
             blocks = self.selector.compress(k, v, cu_seqlens=bounds)
             coarse, extra["selected"] = self._choose(x, q_turned, blocks, k.shape[-3], bounds)
-        out = attention(
-            q_turned,
-            self._turn(k, positions),
-            v,
-            self.pattern,
-            causal=self.causal,
-            cu_seqlens_q=bounds,
-            implementation=self.implementation,
-            **extra,
-        )
-        return self._joined(out, coarse)
+        return self._joined(self._attend(x, q_turned, self._turn(k, positions), v, bounds, extra), coarse)
 
     def step(self, x: Float[Tensor, "B T C"], cache: Cache) -> Float[Tensor, "B T C"]:
         """The layer over the next T tokens of sequences whose earlier ones a cache holds.
@@ -170,10 +162,11 @@ class SparseSelfAttention(nn.Module):
         cache.append(self._turn(k, at), v)
         keys, values = cache.kept()
         q_turned, coarse = self._turn(q, at), None
-        if self.selector is not None:  # every key is there: blocks keep their numbers, and static terms their positions
+        if self.selector is not None:
             blocks = cache.blocks.extend(k, v, self.selector.pooling)
             coarse, extra["selected"] = self._choose(x, q_turned, blocks, cache.length, None)
-            own = [term for term in self.pattern.terms if not isinstance(term, Anchors)]
+        if self.by_content:  # every key is there: blocks and ranks keep their numbers, and static terms their positions
+            own = [term for term in self.pattern.terms if not term.extra_keys]
             seen = reduce(or_, own if self.anchors is None else [*own, Anchors(extra["extra_k"].shape[2], _ONE_ROW)])
         else:
             chosen = cache.seen_by_last()
@@ -182,6 +175,16 @@ class SparseSelfAttention(nn.Module):
                 keys, values = keys[:, chosen], values[:, chosen]
         out = attention(q_turned, keys, values, seen, implementation=self.implementation, **extra)
         return self._joined(out, coarse)
+
+    def _attend(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, bounds: list[int] | None, extra: dict[str, Any]
+    ) -> Tensor:
+        """Attention over whole sequences; `extra` is what stands beside their own keys, and what was chosen."""
+        out = attention(
+            q, k, v, self.pattern, causal=self.causal, cu_seqlens_q=bounds, implementation=self.implementation, **extra
+        )
+        assert isinstance(out, Tensor)
+        return out
 
     def _choose(
         self, x: Tensor, q_turned: Tensor, blocks: tuple[Tensor, Tensor], n_keys: int, bounds: list[int] | None

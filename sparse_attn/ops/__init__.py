@@ -5,8 +5,8 @@ from .attention import attention
 from .chosen_pairs import chosen_pairs
 from .compressed_attention import compressed_attention
 from .merge import merge
-from .pairs_by_head import pairs_by_head
 from .select_blocks import select_blocks
+from .spent_pairs import spent_pairs
 
 __all__ = [
     "AnchorState",
@@ -18,8 +18,8 @@ __all__ = [
     "chosen_pairs",
     "compressed_attention",
     "merge",
-    "pairs_by_head",
     "pool_blocks",
     "read_anchors",
     "select_blocks",
+    "spent_pairs",
 ]

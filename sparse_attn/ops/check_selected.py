@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..patterns import Pattern
-from ..patterns.chosen import Choice, split_choice, split_hashed
+from ..patterns.chosen import Choice, split_choice
+from ..patterns.hashed import split_hashed
 
 
 def same_choice(patterns: Sequence[Pattern]) -> Choice:

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..patterns import Pattern
+from ..patterns import Pattern, TopBlocks
 from ..patterns.documents import Document, split_documents
 from .check_attention import check_patterns
 from .check_selected import same_choice
@@ -67,8 +67,8 @@ def compressed_attention(
     patterns = check_patterns(pattern, n_kv_heads=k.shape[2])
     choice = same_choice(patterns)
     term = choice.term
-    if term.most_blocks is None:
-        raise ValueError(f"pattern must have a TopBlocks term, whose k blocks are chosen, got {pattern!r}")
+    if not isinstance(term, TopBlocks):
+        raise ValueError(f"pattern must have a TopBlocks term, whose blocks compressed keys rank, got {term!r}")
     if n_keys is None and cu_seqlens_k is None:
         n_keys = q.shape[1]
     documents = split_documents(q.shape[1], n_keys, cu_seqlens_q, cu_seqlens_k)
@@ -80,7 +80,7 @@ def compressed_attention(
         )
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     intervals = [static_interval(own, causal) for own in patterns]
-    width = min(term.most_blocks, -(-(documents[-1].k_stop if documents else 0) // term.block))
+    width = min(term.k, -(-(documents[-1].k_stop if documents else 0) // term.block))
     outs, chosen, first_block = [q[:, :0]], [], 0
     for document in documents:
         n_blocks = -(-document.n_keys // term.block)

@@ -112,10 +112,6 @@ def choose_blocks(
     per_query_head: bool = False,
 ) -> Int[Tensor, "B N H K"]:
     """`select_blocks` for arguments that have been checked, with the queries already scaled."""
-    if isinstance(same_choice(patterns).term, Covering):
-        from .cover_blocks import covering_blocks  # which needs `candidate_blocks`
-
-        return covering_blocks(q, k, patterns, causal=causal, bounds=bounds)
     with torch.autocast(q.device.type, enabled=False):  # scores are float32 inside autocast too
         return _choose_blocks(
             q,
@@ -141,6 +137,10 @@ def _choose_blocks(
     per_query_head: bool,
 ) -> Tensor:
     choice = same_choice(patterns)
+    if isinstance(choice.term, Covering):
+        from .cover_blocks import covering_blocks  # which needs `candidate_blocks`
+
+        return covering_blocks(q, k, patterns, causal=causal, bounds=bounds)
     documents = split_documents(q.shape[1], k.shape[1], *bounds)
     heads = q.shape[2] if per_query_head else k.shape[2]
     intervals = [static_interval(pattern, causal) for pattern in patterns]

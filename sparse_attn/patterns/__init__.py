@@ -1,7 +1,8 @@
 """What may be attended: patterns, their terms, and the arithmetic on them. Needs numpy only, never torch."""
 
-from .chosen import Hashed, TopBlocks
+from .chosen import TopBlocks
 from .covering import CoverBlocks, VerticalSlash
+from .hashed import Hashed
 from .layout import Layout
 from .parse import parse
 from .pattern import Pattern

@@ -24,10 +24,6 @@ class Covering(ChosenBlocks):
     def most_blocks(self) -> None:
         return None
 
-    @property
-    def budget(self) -> None:
-        return None
-
     def _spelled(self) -> str:
         """As other terms, but always with the coverage, which decides what a model keeps."""
         name, _, others = super()._spelled().partition("(")

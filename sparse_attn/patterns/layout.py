@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .chosen import ChosenBlocks, Hashed
+from .chosen import ChosenBlocks
 from .documents import Document, check_examples, split_documents
+from .hashed import Hashed
 from .parts import BlockList, Chunk, Columns, DilatedPass, FullRows, Interval, Positions, span_bounds
 from .pattern import Lengths, Pattern, Within
 from .random_blocks import draw_blocks

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .chosen import Choice, ChosenBlocks, Hashed, Rest, split_choice, split_hashed
+from .chosen import Choice, ChosenBlocks, split_choice
 from .documents import Document, check_examples, split_documents
+from .hashed import Hashed, Rest, split_hashed
 from .pattern import Lengths, Pattern, Within
 from .random_blocks import draw_blocks
 from .terms import Anchors, Chunked, Dilated, Full, Global, Random, Sinks, Strided, Term, Window
@@ -98,7 +99,7 @@ def _add_union_sizes(
 
 
 def _add_budget(choice: Choice | Rest, i: Vector, n_keys: int, causal: bool, sizes: Vector) -> None:
-    """Add what a query may choose at most: its budget, the keys that it may see, and no more than those in all."""
+    """Add what a query may choose at most: the term's budget, the keys that it may see, and no more than those in all."""
     visible = Progression(1, np.zeros_like(i), np.zeros_like(i), np.full_like(i, n_keys))
     _cut(visible, i, n_keys, causal, None)
     within = Progression(1, visible.residue, visible.low.copy(), visible.high.copy())

@@ -6,7 +6,7 @@ import ast
 import inspect
 import re
 
-from . import chosen, covering, terms
+from . import chosen, covering, hashed, terms
 from .pattern import Pattern
 
 _GLOBAL = "global_keyword"
@@ -23,7 +23,7 @@ _TERMS: dict[str, type[terms.Term]] = {
     "topblocks": chosen.TopBlocks,
     "coverblocks": covering.CoverBlocks,
     "verticalslash": covering.VerticalSlash,
-    "hashed": chosen.Hashed,
+    "hashed": hashed.Hashed,
 }
 
 

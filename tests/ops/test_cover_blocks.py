@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_attn import CoverBlocks, Full, Sinks, TopBlocks, VerticalSlash, Window, attention, parse, select_blocks
-from sparse_attn.ops import pairs_by_head
+from sparse_attn.ops import chosen_pairs
 from sparse_attn.ops.cover_blocks import heaviest_blocks
 from sparse_attn.patterns.chosen import split_choice
 from sparse_attn.testing import assert_within_budget
@@ -99,8 +99,8 @@ def test_documents_choose_as_if_alone(bounds):
             own = q[None, q1 - n_queries : q1], k[None, k1 - n_keys : k1], v[None, k1 - n_keys : k1]
             torch.testing.assert_close(out[None, q1 - n_queries : q1], attention(*own, pattern), rtol=1e-4, atol=1e-5)
             alone = select_blocks(own[0], own[1], pattern, scale=0.25)
-            pairs = [a + b for a, b in zip(pairs, pairs_by_head(alone, pattern, n_queries, n_keys), strict=True)]
-        assert pairs_by_head(selected, pattern, q.shape[0], k.shape[0], **where) == pairs
+            pairs = [a + b for a, b in zip(pairs, chosen_pairs(alone, pattern, n_queries, n_keys), strict=True)]
+        assert chosen_pairs(selected, pattern, q.shape[0], k.shape[0], **where) == pairs
 
 
 def test_nan_in_one_document_spoils_no_other():
@@ -143,7 +143,7 @@ def test_pairs_are_counted_as_a_mask_would(shape, static, limit):
                         if block >= 0:
                             chosen[t, block * term.block : (block + 1) * term.block] = True
                 expected[head] += int((kept | (chosen & seen)).sum())
-        assert pairs_by_head(selected, pattern, *shape) == expected
+        assert chosen_pairs(selected, pattern, *shape) == expected
 
 
 def test_what_is_refused():
@@ -157,4 +157,4 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="score and compressed are for TopBlocks"):
         select_blocks(q, k, Window(16) | COVER, score="bounds")
     with pytest.raises(ValueError, match="no term that chooses blocks"):
-        pairs_by_head(torch.zeros(1, 1, 1, 1), Window(3), 5, 5)
+        chosen_pairs(torch.zeros(1, 1, 1, 1), Window(3), 5, 5)
