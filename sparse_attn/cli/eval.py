@@ -11,7 +11,6 @@ import typer
 
 from ..evals.plan import PLACES, TASK_NAMES, Plan, even_depths
 from ..evals.tasks import PROMPTS
-from ..patterns import parse
 from .console import print_json, progress_bar, remarks, results
 from .lists import lengths as token_lengths
 from .lists import margin as a_margin
@@ -19,6 +18,7 @@ from .lists import one_of
 from .lists import patterns as pattern_texts
 from .model import HELP, is_base_model, load
 from .numbers import whole
+from .pattern_option import check_coverage, read_pattern
 
 if TYPE_CHECKING:
     from ..evals.results_file import Entry
@@ -42,8 +42,15 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="P[,P2...]",
-            help=f"What each token may see; several with commas between them. Without it: {', '.join(DEFAULT_PATTERNS)}.",
+            help="What each token may see; several with commas between them; auto: chosen for each head and text. Without "
+            f"it: {', '.join(DEFAULT_PATTERNS)}.",
             show_default=False,
+        ),
+    ] = None,
+    coverage: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X", help="Of the pattern auto: the share of attention to keep, to 1.", show_default=False
         ),
     ] = None,
     full_layers: Annotated[
@@ -118,7 +125,9 @@ def evaluate(
             check_writable(path)  # now, not after minutes of work
     if out is not None:
         _check_appendable(out)
-    chosen = [repr(parse(given)) for given in pattern_texts(pattern or list(DEFAULT_PATTERNS))]
+    texts = pattern_texts(pattern or list(DEFAULT_PATTERNS))
+    check_coverage(texts, coverage)
+    chosen = [repr(read_pattern(given, coverage)) for given in texts]
     plan = Plan(
         tasks=tuple(_read(tasks, one_of(*TASK_NAMES))),
         lengths=tuple(_read(lengths, token_lengths)),

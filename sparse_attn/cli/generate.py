@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..patterns import parse
 from .console import progress_bar, remarks
 from .model import HELP, is_base_model, load
 from .numbers import temperature as a_temperature
 from .numbers import whole
+from .pattern_option import check_coverage, read_pattern
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,6 +23,8 @@ EXAMPLES = """Examples:
 
 [bold]sparse-attn generate --pattern "window(512) | sinks(4)" --prompt-file book.txt --prompt "Who is the hero?"[/bold]
 
+[bold]sparse-attn generate --pattern auto --coverage 0.9 --prompt-file book.txt --prompt "Who is the hero?"[/bold]
+
 [bold]sparse-attn generate --prompt "Name three rivers." --max-new-tokens 60[/bold]"""
 
 
@@ -31,8 +33,14 @@ def generate(
     pattern: Annotated[
         str | None,
         typer.Option(
-            help="What each token may see, e.g. 'window(512) | sinks(4)'. Without it: dense.", show_default=False
+            help="What each token may see, e.g. 'window(512) | sinks(4)'; auto: chosen for each head and text. Without it: "
+            "dense.",
+            show_default=False,
         ),
+    ] = None,
+    coverage: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Of --pattern auto: the share of attention to keep, to 1.", show_default=False),
     ] = None,
     full_layers: Annotated[
         str | None, typer.Option(help="Layers that stay dense all the same, e.g. '0,5,11'.", show_default=False)
@@ -63,7 +71,8 @@ def generate(
     ] = 0,
 ) -> None:
     """Read a prompt through a pattern and stream what the model writes."""
-    chosen = None if pattern is None else parse(pattern)
+    check_coverage([] if pattern is None else [pattern], coverage)
+    chosen = None if pattern is None else read_pattern(pattern, coverage)
     if full_layers is not None and chosen is None:
         raise ValueError("--full-layers names layers that stay dense beside a pattern, but no --pattern was given")
     dense = _layer_numbers(full_layers)

@@ -18,6 +18,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..patterns import Full, Pattern, Window, parse
 from .kv_cache import cache_bytes, own_windows
+from .prefill_choice import spent_pairs
 from .sparsify import restore, sparsify
 
 RAW_ENDING = "\n\nAnswer:"
@@ -72,6 +73,8 @@ class HfReader:
         self.raw = raw
         self.tokenizer = tokenizer
         self._stop = _stop_tokens(model, tokenizer)
+        self._attended: tuple[str | None, ...] = ()
+        self._spent: dict[tuple[tuple[str | None, ...], int], list[dict[int, float]]] = {}
 
     @property
     def layers(self) -> int:
@@ -114,6 +117,7 @@ class HfReader:
     def attend(self, patterns: Sequence[str | None]) -> None:
         """Attend through these patterns from now on, one a layer; all None is the unmodified model."""
         restore(self.model)
+        self._attended = tuple(patterns)
         chosen = {layer: parse(text) for layer, text in enumerate(patterns) if text is not None}
         if chosen:
             sparsify(self.model, chosen, implementation=self.implementation)
@@ -127,13 +131,23 @@ class HfReader:
         ]
 
     def cost(self, patterns: Sequence[str | None], tokens: int) -> Cost:
-        """Pairs of a prefill of that many tokens, and bytes of its KV cache; nothing is run."""
+        """Pairs of a prefill of that many tokens, and bytes of its KV cache; nothing is run.
+
+        Pairs of layers that choose by coverage are those of the prompts of this length that were read so far, on average
+        over prompts and heads; without any, the most that there can be.
+        """
         chosen = dict(enumerate(_parsed(patterns)))
         in_force = self.in_force(patterns)
         pairs = {pattern: pattern.pairs(tokens) for pattern in {*in_force, Full()}}
+        measured = self._spent.get((tuple(patterns), tokens), [])
         cache = cache_bytes(self.model, chosen, tokens)
         return Cost(
-            kept_pairs=sum(pairs[pattern] for pattern in in_force),
+            kept_pairs=sum(
+                round(sum(layers[layer] for layers in measured) / len(measured))
+                if measured and layer in measured[0]
+                else pairs[pattern]
+                for layer, pattern in enumerate(in_force)
+            ),
             dense_pairs=pairs[Full()] * len(in_force),
             cache_bytes=cache.needed,
             dense_cache_bytes=cache.allocated,
@@ -154,11 +168,13 @@ class HfReader:
         self._check(tokens, scored, answer_tokens)
         ids = torch.tensor([list(tokens)], device=self.model.device)
         cache = DynamicCache()
+        spent_pairs(self.model, reset=True)
         start = time.perf_counter()
         with _watched(self.model.get_decoder()) as seen:
             logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
             first = int(logits.argmax())  # waits for the device
         seconds = time.perf_counter() - start
+        self._note_spent(len(tokens), rows=1)
         surprise = self._surprise(seen[0], ids[0], logits, scored) if scored else ()
         (answer,) = self._write([first], cache, answer_tokens)
         return Reading(answer, seconds, surprise, sum(map(len, scored)))
@@ -181,8 +197,17 @@ class HfReader:
         self._check(prompts[0], (), answer_tokens)
         ids = torch.tensor([list(tokens) for tokens in prompts], device=self.model.device)
         cache = DynamicCache()
+        spent_pairs(self.model, reset=True)
         logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        self._note_spent(len(prompts[0]), rows=len(prompts))
         return self._write(logits.argmax(-1).tolist(), cache, answer_tokens)
+
+    def _note_spent(self, tokens: int, rows: int) -> None:
+        """Keep what a prefill has just spent, for `cost`; decode steps begin to count anew."""
+        spent = spent_pairs(self.model, reset=True)
+        if spent:
+            per_row = {layer: sum(pairs.kept) / len(pairs.kept) / rows for layer, pairs in spent.items()}
+            self._spent.setdefault((self._attended, tokens), []).append(per_row)
 
     def _check(self, tokens: Sequence[int], scored: Sequence[range], answer_tokens: int) -> None:
         if not tokens:

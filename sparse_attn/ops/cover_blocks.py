@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..patterns import CoverBlocks, Pattern, VerticalSlash
+from ..patterns import CoverBlocks, Pattern, Sinks, VerticalSlash
 from ..patterns.chosen import Choice, split_choice
 from ..patterns.documents import Document, split_documents
 from ..patterns.layout import Groups
@@ -56,10 +56,12 @@ def covering_blocks(
 
 def _kept(q: Tensor, k: Tensor, choices: list[Choice], intervals: list[Interval | None], document: Document) -> Kept:
     term, heads = choices[0].term, q.shape[2]
+    key_stop = (torch.arange(-(-k.shape[1] // term.block), device=q.device) + 1) * term.block
 
     def candidates(part: slice) -> Tensor:
         own = [
             candidate_blocks(choice, interval, document, part, causal=True, device=q.device)
+            & (key_stop > _sinks(choice))
             for choice, interval in zip(choices, intervals, strict=True)
         ]
         return torch.stack(own).repeat_interleave(heads // len(own), 0)
@@ -73,6 +75,12 @@ def _kept(q: Tensor, k: Tensor, choices: list[Choice], intervals: list[Interval 
         allowed = candidates(part)
         found = allowed[None] if term.coverage == 1 else _crossed(q, k, term, intervals, document) & allowed
         yield part, found.expand(q.shape[0], -1, -1, -1)
+
+
+def _sinks(choice: Choice) -> int:
+    """The first keys that the static part lets every query see: blocks of them are kept anyway."""
+    terms = () if choice.static is None else choice.static.terms
+    return max((term.n for term in terms if isinstance(term, Sinks)), default=0)
 
 
 def heaviest_blocks(

@@ -24,6 +24,14 @@ class Covering(ChosenBlocks):
     def most_blocks(self) -> None:
         return None
 
+    def _spelled(self) -> str:
+        """As other terms, but always with the coverage, which decides what a model keeps."""
+        name, _, others = super()._spelled().partition("(")
+        given = repr(self.coverage)
+        if not others.startswith(given):
+            others = f"{given}, {others}" if others != ")" else f"{given})"
+        return f"{name}({others}"
+
 
 @dataclass(frozen=True, repr=False)
 class CoverBlocks(Covering):
@@ -86,12 +94,12 @@ class VerticalSlash(Covering):
 
 
 def auto(coverage: float = COVERAGE) -> Pattern:
-    """What `sparsify(model, "auto")` attends through: the last 64 keys, the first, and the blocks that cover the rest.
+    """What `sparsify(model, "auto")` attends through: the last 64 keys, the first 64, and the blocks that cover the rest.
 
     >>> auto(0.9)
-    window(64) | sinks(4) | coverblocks(0.9)
+    window(64) | sinks(64) | coverblocks(0.9)
     """
-    return Window(64) | Sinks(4) | CoverBlocks(coverage)
+    return Window(64) | Sinks(64) | CoverBlocks(coverage)
 
 
 def _set_coverage(term: Covering) -> None:

@@ -45,6 +45,13 @@ def test_json_and_reports(run, small):
     assert sorted(os.listdir(small)) == ["e.html", "e.md"]
 
 
+def test_auto_tells_the_pairs_that_it_spent(run, small):
+    asked = ["--lengths", "700", "--depths", "1", "--pattern", "auto,window(64)", "--coverage", "0.5", "--json"]
+    costs = {cost["row"]: cost for cost in json.loads(run("eval", *asked).stdout)["costs"]}
+    auto = costs["window(64) | sinks(64) | coverblocks(0.5)"]
+    assert costs["window(64)"]["kept_pairs"] < auto["kept_pairs"] < 0.9 * auto["dense_pairs"]
+
+
 def test_a_run_goes_on_where_it_stood(run, small):
     first = run("eval", *SMALL, "--out", "r.jsonl", "--json")
     lines = (small / "r.jsonl").read_text().splitlines(keepends=True)

@@ -83,7 +83,7 @@ def test_padding_packing_and_chunks_change_no_choice(family, ids, same):
 def test_auto_by_name(family, ids, same):
     expected = family.model(ids).logits
     model = sparsify(family.model, "auto", coverage=0.9)
-    assert repr(model.model.layers[0].self_attn.sparse_attn.pattern) == "window(64) | sinks(4) | coverblocks(0.9)"
+    assert repr(model.model.layers[0].self_attn.sparse_attn.pattern) == "window(64) | sinks(64) | coverblocks(0.9)"
     same("a prompt of 40 tokens", model(ids).logits, expected)
     assert set(spent_pairs(model)) == {0, 1, 2}
     sparsify(model, {1: PATTERN})

@@ -77,6 +77,19 @@ def test_cost_is_the_patterns_arithmetic(reader):
     assert cost.cache_bytes == (8 + 2 + 8 + 50 + 50) * (2 * 2 * 8 * 4)
 
 
+def test_cost_of_a_choice_is_what_it_spent(reader):
+    pattern = "window(4) | coverblocks(0.5, 4, 4, 2)"
+    row = [pattern, None, pattern, None]
+    full = Full().pairs(len(PROMPT))
+    assert reader.cost(row, len(PROMPT)).kept_pairs == 4 * full  # the most that there can be
+    reader.attend(row)
+    reader.read(PROMPT)
+    once = reader.cost(row, len(PROMPT)).kept_pairs
+    assert 2 * full + 2 * Window(4).pairs(len(PROMPT)) < once < 4 * full
+    reader.read_many([PROMPT, PROMPT])
+    assert reader.cost(row, len(PROMPT)).kept_pairs == once
+
+
 @pytest.mark.parametrize(
     "patterns", [[None] * 3, ["window(11) | sinks(2)"] * 3, [None, "window(3)", "sinks(2) | window(2)"]]
 )
