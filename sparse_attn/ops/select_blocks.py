@@ -79,8 +79,9 @@ def select_blocks(
     bounds = [b.tolist() if isinstance(b, Tensor) else b for b in (call.cu_seqlens_q, call.cu_seqlens_k)]
     if compressed is not None:
         compressed = _check_compressed(compressed, k, call.choice, call.k.shape[1], bounds[1], score)
+    sign = (scale > 0) - (scale < 0)
     selected = choose_blocks(
-        call.q * scale,
+        call.q if sign > 0 else call.q * sign,
         call.k,
         call.patterns,
         causal=causal,

@@ -60,6 +60,6 @@ def block_gradient_tile(capability: Capability, head_dim: int, dtype: torch.dtyp
     return Tile(32 if block_d <= 128 else 16, keys, 8, 1)
 
 
-def merge_warps(head_dim: int) -> int:
-    """Warps of the kernels that sum what a query's slots hold."""
-    return 4 if padded_head_dim(head_dim) >= 128 else 2
+def merge_warps(heads: int, block_d: int) -> int:
+    """Warps of the kernel that sums what a query's slots hold: a thread takes 16 numbers of each."""
+    return max(1, min(8, heads * block_d // 512))
