@@ -45,8 +45,9 @@ def block_tile(capability: Capability, head_dim: int, dtype: torch.dtype) -> Til
     keys = most_keys(capability, head_dim, dtype)
     if dtype == torch.float32:
         return Tile(16 if block_d == 256 else 32, keys, 4, 1)
-    stages = 2 if block_d <= 128 or capability[0] >= 9 else 1
-    return Tile(64, keys, 4, 3 if capability[0] == 9 and block_d <= 128 else stages)
+    # Nothing is loaded ahead on Hopper: more programs at a time wait for each other's rows (benchmarks/NOTES.md).
+    few = capability[0] == 9 if block_d <= 128 else capability[0] == 8
+    return Tile(64, keys, 4, 1 if few else 2)
 
 
 def block_gradient_tile(capability: Capability, head_dim: int, dtype: torch.dtype) -> Tile:
@@ -56,7 +57,7 @@ def block_gradient_tile(capability: Capability, head_dim: int, dtype: torch.dtyp
     if dtype == torch.float32:
         return Tile(16 if block_d == 256 else 32, keys, 4, 1)
     if capability[0] >= 9:
-        return Tile(64, keys, 8, 2 if block_d <= 128 else 1)
+        return Tile(32, keys, 4, 2) if block_d <= 128 else Tile(64, keys, 8, 1)
     return Tile(32 if block_d <= 128 else 16, keys, 8, 1)
 
 

@@ -265,6 +265,7 @@ def test_gradients_repeat_to_the_bit() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
 def test_known_lengths_wait_for_nothing() -> None:
     case = Case(f"{BIG})", T=3000, S=3000, Hq=8, Hkv=2, D=128)
     leaves = {name: x.requires_grad_() for name, x in inputs_of(case, torch.bfloat16).items()}

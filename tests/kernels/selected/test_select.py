@@ -70,5 +70,5 @@ def test_long_rows_and_many_tiles() -> None:
         got = best_blocks(scores, ranges, 32)
         order = scores.clone()
         order[..., 3:9] = -math.inf
-        expected = order.sort(-1, descending=True, stable=True).indices[..., :32].sort(-1).values
+        expected = order.sort(dim=-1, descending=True, stable=True).indices[..., :32].sort(-1).values
         assert torch.equal(got.long(), expected)
