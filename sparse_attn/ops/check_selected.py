@@ -6,23 +6,43 @@ import torch
 from torch import Tensor
 
 from ..patterns import Pattern
-from ..patterns.chosen import Choice, split_choice
+from ..patterns.chosen import Choice, split_choice, split_hashed
 
 
 def same_choice(patterns: Sequence[Pattern]) -> Choice:
     """The choice that all KV heads make; their static parts may differ.
 
     Raises:
-        ValueError: one has another `TopBlocks` term or cut than another, or none; or one has two.
+        ValueError: none has a `TopBlocks` term; one has another than another, or has two.
     """
     choices = [split_choice(pattern) for pattern in patterns]
     first = choices[0]
+    if not any(choices):
+        raise ValueError(f"pattern must have a TopBlocks term, which says what is chosen, got {patterns[0]!r}")
     if any(own is None or first is None or (own.term, own.limit) != (first.term, first.limit) for own in choices):
         raise ValueError("pattern: all KV heads must have the same TopBlocks term, cut alike, and at most one")
     if any(own is not None and own.static is None for own in choices) and len(patterns) > 1:
         raise ValueError("pattern: where KV heads differ, each needs a static term beside TopBlocks, e.g. window(1)")
     assert first is not None
     return first
+
+
+def check_hashed(patterns: Sequence[Pattern], causal: bool) -> None:
+    """Check that all KV heads hash alike, and causally.
+
+    Raises:
+        ValueError: one has another `Hashed` term or cut than another, or none; or no static term where heads differ.
+        NotImplementedError: attention that is not causal.
+    """
+    rests = [split_hashed(pattern) for pattern in patterns]
+    if len({None if rest is None else (rest.term, rest.limit) for rest in rests}) > 1:
+        raise ValueError("pattern: all KV heads must have the same Hashed term, cut alike, and at most one")
+    if any(rest is not None and rest.static is None for rest in rests) and len(patterns) > 1:
+        raise ValueError("pattern: where KV heads differ, each needs a static term beside Hashed, e.g. window(1)")
+    if not causal:
+        raise NotImplementedError(
+            "attention: Hashed ranks keys among earlier ones and is causal; use TopBlocks for causal=False"
+        )
 
 
 def check_selected(

@@ -16,6 +16,7 @@ from ..patterns.documents import Document, split_documents
 from ..patterns.layout import Groups
 from ..patterns.parts import Interval
 from .check_attention import check_call
+from .check_selected import same_choice
 
 Lengths = Sequence[int] | Tensor
 
@@ -106,10 +107,34 @@ def choose_blocks(
     per_query_head: bool = False,
 ) -> Int[Tensor, "B N H K"]:
     """`select_blocks` for arguments that have been checked, with the queries already scaled."""
+    with torch.autocast(q.device.type, enabled=False):  # scores are float32 inside autocast too
+        return _choose_blocks(
+            q,
+            k,
+            patterns,
+            causal=causal,
+            bounds=bounds,
+            score=score,
+            compressed=compressed,
+            per_query_head=per_query_head,
+        )
+
+
+def _choose_blocks(
+    q: Tensor,
+    k: Tensor,
+    patterns: Sequence[Pattern],
+    *,
+    causal: bool,
+    bounds: tuple[Sequence[int] | None, Sequence[int] | None],
+    score: str,
+    compressed: Tensor | None,
+    per_query_head: bool,
+) -> Tensor:
     documents = split_documents(q.shape[1], k.shape[1], *bounds)
     heads = q.shape[2] if per_query_head else k.shape[2]
-    (choice, *_) = choices = [_choice(pattern) for pattern in patterns]
-    intervals = [None if own.static is None else Groups(own.static, causal).interval for own in choices]
+    choice = same_choice(patterns)
+    intervals = [static_interval(pattern, causal) for pattern in patterns]
     width = min(choice.term.k, -(-k.shape[1] // choice.term.block))
     n_tiles = sum(choice.term.tiles(document.n_queries, document.n_keys) for document in documents)
     selected = torch.full((q.shape[0], n_tiles, heads, width), -1, dtype=torch.int32, device=q.device)
@@ -126,7 +151,7 @@ def choose_blocks(
             keys = keys.repeat_interleave(heads // k.shape[2], 2)
             own = selected[:, first_tile : first_tile + tiles]
             if _fused(queries, n_blocks):
-                own.copy_(_select_fused(queries, keys, choices, intervals, document, width, causal))
+                own.copy_(_select_fused(queries, keys, choice, intervals, document, width, causal))
                 first_tile, first_block = first_tile + tiles, first_block + n_blocks
                 continue
             for part, scores in _scores(queries, keys):
@@ -197,17 +222,17 @@ def _fused(queries: Tensor, n_blocks: int) -> bool:
 
 
 def _select_fused(
-    queries: Float[Tensor, "B tiles H F"], keys: Float[Tensor, "B blocks H F"], choices: Sequence[Choice],
+    queries: Float[Tensor, "B tiles H F"], keys: Float[Tensor, "B blocks H F"], choice: Choice,
     intervals: Sequence[Interval | None], document: Document, width: int, causal: bool,
 ) -> Int[Tensor, "B tiles H width"]:  # fmt: skip
     from ..kernels.selected import select_tiles
 
-    term, heads, n_blocks = choices[0].term, queries.shape[2], keys.shape[1]
+    term, heads, n_blocks = choice.term, queries.shape[2], keys.shape[1]
     tiles = term.tiles(document.n_queries, document.n_keys)
     ranges = torch.stack(
         [
             candidate_ranges(choice, interval, document, tiles, causal=causal, device=queries.device)
-            for choice, interval in zip(choices, intervals, strict=True)
+            for interval in intervals
         ]
     )
     if len(ranges) > 1:
@@ -264,10 +289,10 @@ def _check_compressed(
     return compressed if bounds is None else compressed[None]
 
 
-def _choice(pattern: Pattern) -> Choice:
+def static_interval(pattern: Pattern, causal: bool) -> Interval | None:
+    """The run of keys around each query that the static part of a pattern keeps."""
     choice = split_choice(pattern)
-    assert choice is not None
-    return choice
+    return None if choice is None or choice.static is None else Groups(choice.static, causal).interval
 
 
 def _wide(x: Tensor) -> Tensor:
