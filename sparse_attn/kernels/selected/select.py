@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MOST_BLOCKS = 1 << 15  # blocks of a row that registers hold
+MOST_BLOCKS = 1 << 12  # blocks of a row that registers hold; compiling for more takes minutes
 SCORES = 1 << 26  # scores that are held at once
 
 
