@@ -65,7 +65,8 @@ def select_blocks(
 
     No gradient passes. With rows > 1 a tile's choice reads its later queries: not for training.
     Cost: 2 * H * D * (T / rows) * (S / block) multiply-adds (causal: half; "bounds": twice) in float32 products and a
-    top-k over each row, by plain torch, on CPU and GPU; memory: one number for 4M scores at a time, and S / block keys.
+    top-k over each row, by plain torch; on a GPU by a kernel, up to 4,096 blocks a document. Memory: 16 MiB of scores at a
+    time (the kernel: 256 MiB), and S / block keys.
     Source: Lu et al. 2025, arXiv:2502.13189 (means); Tang et al. 2024, arXiv:2406.10774 (bounds).
 
     >>> pattern = Window(64) | TopBlocks(2, block=32)
