@@ -69,7 +69,8 @@ def select_blocks(
 
     No gradient passes. With rows > 1 a tile's choice reads its later queries: not for training.
     Cost: 2 * H * D * (T / rows) * (S / block) multiply-adds (causal: half; "bounds": twice) in float32 products and a
-    top-k over each row, by plain torch, on CPU and GPU; memory: one number for 4M scores at a time, and S / block keys.
+    top-k over each row, by plain torch; on a GPU by a kernel, up to 4,096 blocks a document. Memory: 16 MiB of scores at a
+    time (the kernel: 256 MiB), and S / block keys.
     Source: Lu et al. 2025, arXiv:2502.13189 (means); Tang et al. 2024, arXiv:2406.10774 (bounds).
 
     >>> pattern = Window(64) | TopBlocks(2, block=32)
@@ -86,8 +87,9 @@ def select_blocks(
     bounds = [b.tolist() if isinstance(b, Tensor) else b for b in (call.cu_seqlens_q, call.cu_seqlens_k)]
     if compressed is not None:
         compressed = _check_compressed(compressed, k, call.choice, call.k.shape[1], bounds[1], score)
+    sign = (scale > 0) - (scale < 0)
     selected = choose_blocks(
-        call.q * scale,
+        call.q if sign > 0 else call.q * sign,
         call.k,
         call.patterns,
         causal=causal,
