@@ -144,8 +144,8 @@ def _anchor_source(variant: Variant) -> tuple[Any, dict[str, int]]:
     rows = {"pool": 16, "scan": block_r, "backward_scan": backward_scan.backward_scan_rows(64)}.get(variant.kernel, 0)
     tokens = pool.tokens_a_tile(128, d) // (2 if variant.kernel == "backward_pool" else 1)
     constants = {
-        "R": 64, "D": d, "BLOCK_R": rows, "BLOCK_D": block_d, "BLOCK_T": tokens, "TILES": 16, "LEARNED": learned,
-        "GIVEN": True, "PACKED": variant.packed, "STAGES": scan.STAGES if variant.kernel == "scan" else backward_scan.STAGES,
+        "R": 64, "D": d, "BLOCK_R": rows, "BLOCK_D": block_d, "BLOCK_T": tokens, "TILES": 32, "LEARNED": learned,
+        "GIVEN": True, "PACKED": variant.packed, "GROUP": scan.GROUP if variant.kernel == "scan" else backward_scan.GROUP,
     }  # fmt: skip
     module = importlib.import_module(f"sparse_attn.kernels.anchors.{variant.kernel}")
     kernel = getattr(module, f"{variant.kernel}_kernel")
@@ -171,7 +171,7 @@ def _anchor_source(variant: Variant) -> tuple[Any, dict[str, int]]:
     source = ASTSource(
         fn=kernel, signature=signature, constexprs=given, attrs={(i,): [["tt.divisibility", 16]] for i in wide}
     )
-    return source, {"num_warps": {"scan": 1, "backward_scan": backward_scan.WARPS}.get(variant.kernel, 4)}
+    return source, {"num_warps": 4 if "pool" in variant.kernel else 1}
 
 
 def _registers(ptx: str, capability: tuple[int, int]) -> str:

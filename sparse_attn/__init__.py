@@ -11,12 +11,26 @@
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .patterns import Anchors, Chunked, Dilated, Full, Global, Pattern, Random, Sinks, Strided, Window, parse
+from .patterns import (
+    Anchors,
+    AnchorTree,
+    Chunked,
+    Dilated,
+    Full,
+    Global,
+    Pattern,
+    Random,
+    Sinks,
+    Strided,
+    Window,
+    parse,
+)
 
 if TYPE_CHECKING:
     from .ops import attention, merge
 
 __all__ = [
+    "AnchorTree",
     "Anchors",
     "Chunked",
     "Dilated",

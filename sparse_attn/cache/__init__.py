@@ -1,6 +1,7 @@
 """What a decoding model keeps of the tokens it has read."""
 
+from .anchor_tree import AnchorTreeCache
 from .anchors import AnchorCache
 from .attention import AttentionCache
 
-__all__ = ["AnchorCache", "AttentionCache"]
+__all__ = ["AnchorCache", "AnchorTreeCache", "AttentionCache"]

@@ -1,5 +1,6 @@
 """The public operations: they check their arguments, choose an implementation, and carry the gradients."""
 
+from .anchor_tree import TreeWeights, tree_keys
 from .anchors import Anchored, AnchorState, AnchorWeights, anchor_keys, anchor_scan, pool_blocks, read_anchors
 from .attention import attention
 from .merge import merge
@@ -8,10 +9,12 @@ __all__ = [
     "AnchorState",
     "AnchorWeights",
     "Anchored",
+    "TreeWeights",
     "anchor_keys",
     "anchor_scan",
     "attention",
     "merge",
     "pool_blocks",
     "read_anchors",
+    "tree_keys",
 ]

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .pattern import Pattern, Within
-from .terms import Anchors, Chunked, Dilated, Global, Sinks, Strided, Window
+from .terms import Chunked, Dilated, Global, Sinks, Strided, Summaries, Window
 
 
 def live_mask(pattern: Pattern, n_keys: int) -> NDArray[np.bool_]:
@@ -61,7 +61,7 @@ def _mark(keep: np.ndarray, term: Pattern, limit: int | None) -> None:
             later = [p for p in term.shared if p >= n]
             if later:
                 keep[first(later[0]) :] = True
-        case Anchors():
+        case Summaries():
             pass
         case _:
             keep[first(n) :] = True

@@ -1,7 +1,8 @@
 """Eager oracles, one per operation: slow, plain, float64-capable, sharing no code with what they judge."""
 
+from .anchor_tree import tree_rows
 from .anchors import anchor_rows
 from .attention import masked_attention
 from .merge import merge_partial
 
-__all__ = ["anchor_rows", "masked_attention", "merge_partial"]
+__all__ = ["anchor_rows", "masked_attention", "merge_partial", "tree_rows"]

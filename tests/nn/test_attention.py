@@ -168,5 +168,5 @@ def test_bad_input_is_named(name: str) -> None:
 
 def test_two_kinds_of_anchors_are_refused_when_the_layer_runs() -> None:
     layer = SparseSelfAttention(32, 4, Window(4) | Anchors(2) | Anchors(3))
-    with pytest.raises(ValueError, match="at most one Anchors term"):
+    with pytest.raises(ValueError, match="at most one term of summary keys"):
         layer(torch.randn(1, 5, 32))
