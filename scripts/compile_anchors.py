@@ -27,8 +27,8 @@ def recipe(name: str, head_dim: int, element: str, packed: bool, parts: str) -> 
     tokens = pool.tokens_a_tile(128, head_dim) // (2 if name == "backward_pool" else 1)
     kernel = getattr(importlib.import_module(f"sparse_attn.kernels.anchors.{name}"), f"{name}_kernel")
     constants = {
-        "R": 64, "D": head_dim, "BLOCK_R": rows, "BLOCK_D": block_d, "BLOCK_T": tokens, "TILES": 16, "LEARNED": learned,
-        "GIVEN": True, "PACKED": packed, "STAGES": scan.STAGES if name == "scan" else backward_scan.STAGES,
+        "R": 64, "D": head_dim, "BLOCK_R": rows, "BLOCK_D": block_d, "BLOCK_T": tokens, "TILES": 32, "LEARNED": learned,
+        "GIVEN": True, "PACKED": packed, "GROUP": scan.GROUP if name == "scan" else backward_scan.GROUP,
     }  # fmt: skip
     types = {}
     for argument in kernel.arg_names:
@@ -44,5 +44,4 @@ def recipe(name: str, head_dim: int, element: str, packed: bool, parts: str) -> 
         else:
             types[argument] = f"*{element}" if argument in _INPUTS else "*fp32"
     constants = {argument: value for argument, value in constants.items() if argument in kernel.arg_names}
-    warps = {"scan": 1, "backward_scan": backward_scan.WARPS}.get(name, 4)
-    return Recipe(kernel, constants, types, warps, 3)
+    return Recipe(kernel, constants, types, 4 if "pool" in name else 1, 3)

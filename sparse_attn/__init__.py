@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 from .patterns import (
     Anchors,
+    AnchorTree,
     Chunked,
     CoverBlocks,
     Dilated,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .ops import attention, merge, select_blocks
 
 __all__ = [
+    "AnchorTree",
     "Anchors",
     "Chunked",
     "CoverBlocks",

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..ops.anchors import AnchorState, AnchorWeights, read_anchors
+from ..ops.anchors import AnchorState, AnchorWeights, anchor_scan, read_anchors
 
 
 class AnchorCache:
@@ -52,7 +52,9 @@ class AnchorCache:
         # A copy: a view would keep the whole chunk alive.
         self._open = k[:, done:].clone(), v[:, done:].clone()
         if done < k.shape[1]:  # the last tokens stand in a block that is not complete
-            last_k, last_v = (x[:, None].to(k.dtype) for x in self.state.row)
+            # The scan's own row, not `state.row`: it divides as it did in the rows before, to the bit.
+            nothing = k.new_zeros(k.shape[0], 1, *k.shape[2:])
+            last_k, last_v, _ = anchor_scan(weights.queries, nothing, nothing, self.state)
             rows_k, rows_v = torch.cat([rows_k, last_k], 1), torch.cat([rows_v, last_v], 1)
         return rows_k, rows_v
 

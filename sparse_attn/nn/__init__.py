@@ -1,5 +1,6 @@
 """Modules: what is learned around attention, and attention layers made of it."""
 
+from .anchor_tree import AnchorTreeKeys
 from .anchors import AnchorKeys
 from .attention import SparseSelfAttention
 from .rope import rotate
@@ -10,6 +11,7 @@ from .shared_attention import SharedSelfAttention
 
 __all__ = [
     "AnchorKeys",
+    "AnchorTreeKeys",
     "BlockSelector",
     "Route",
     "RoutedSelfAttention",

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from ..ops import attention
 from ..ops.anchors import Lengths, row_bounds
-from ..patterns import Anchors, Full, Pattern
+from ..patterns import Anchors, AnchorTree, Full, Pattern
 from ..patterns.chosen import split_choice
 from ..patterns.hashed import split_hashed
+from .anchor_tree import AnchorTreeKeys
 from .anchors import AnchorKeys
 from .rope import rotate
 from .selector import BlockSelector
@@ -93,12 +94,15 @@ class SparseSelfAttention(nn.Module):
         self.v_proj = nn.Linear(dim, kv_heads * head_dim, bias=False)
         self.out_proj = nn.Linear(heads * head_dim, dim, bias=False)
         # The pattern's learned parts, one module a term that has any; `_beside` and `_beside_last` hand on what they give.
-        anchors = [term for term in pattern.terms if isinstance(term, Anchors)]
-        self.anchors = (
-            AnchorKeys(kv_heads, head_dim, r=anchors[0].r, block=anchors[0].block, pooling=pooling, causal=causal)
-            if anchors
-            else None
-        )
+        self.anchors: AnchorKeys | AnchorTreeKeys | None = None
+        for term in pattern.terms:
+            if isinstance(term, Anchors):
+                options: dict[str, Any] = {"r": term.r, "block": term.block, "pooling": pooling, "causal": causal}
+                self.anchors = AnchorKeys(kv_heads, head_dim, **options)
+            elif isinstance(term, AnchorTree):
+                if not causal:
+                    raise NotImplementedError("AnchorTree is causal: a bidirectional layer takes Anchors")
+                self.anchors = AnchorTreeKeys(kv_heads, head_dim, term)
         chooses = split_choice(pattern) is not None
         self.by_content = chooses or split_hashed(pattern) is not None
         self.selector = BlockSelector(dim, heads, kv_heads, head_dim, pattern) if chooses else None
@@ -206,7 +210,7 @@ class SparseSelfAttention(nn.Module):
         """Keys and values to go on with, and what attention takes beside them, made from keys before they are turned."""
         if self.anchors is None:
             return k, v, {}
-        k, v, extra_k, extra_v, _ = self.anchors(k, v, cu_seqlens=bounds)
+        k, v, extra_k, extra_v = self.anchors(k, v, cu_seqlens=bounds)[:4]
         return k, v, self._placed(extra_k, extra_v, bounds)
 
     def _beside_last(self, k: Tensor, v: Tensor, cache: Cache) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The public operations: they check their arguments, choose an implementation, and carry the gradients."""
 
+from .anchor_tree import TreeWeights, tree_keys
 from .anchors import Anchored, AnchorState, AnchorWeights, anchor_keys, anchor_scan, pool_blocks, read_anchors
 from .attention import attention
 from .chosen_pairs import chosen_pairs
@@ -12,6 +13,7 @@ __all__ = [
     "AnchorState",
     "AnchorWeights",
     "Anchored",
+    "TreeWeights",
     "anchor_keys",
     "anchor_scan",
     "attention",
@@ -22,4 +24,5 @@ __all__ = [
     "read_anchors",
     "select_blocks",
     "spent_pairs",
+    "tree_keys",
 ]

@@ -7,9 +7,10 @@ from .layout import Layout
 from .parse import parse
 from .pattern import Pattern
 from .reach import Reach
-from .terms import Anchors, Chunked, Dilated, Full, Global, Random, Sinks, Strided, Window
+from .terms import Anchors, AnchorTree, Chunked, Dilated, Full, Global, Random, Sinks, Strided, Window
 
 __all__ = [
+    "AnchorTree",
     "Anchors",
     "Chunked",
     "CoverBlocks",

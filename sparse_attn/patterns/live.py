@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from .chosen import ChosenBlocks
 from .hashed import Hashed
 from .pattern import Pattern, Within
-from .terms import Anchors, Chunked, Dilated, Global, Sinks, Strided, Window
+from .terms import Chunked, Dilated, Global, Sinks, Strided, Summaries, Window
 
 
 def live_mask(pattern: Pattern, n_keys: int) -> NDArray[np.bool_]:
@@ -63,7 +63,7 @@ def _mark(keep: np.ndarray, term: Pattern, limit: int | None) -> None:
             later = [p for p in term.shared if p >= n]
             if later:
                 keep[first(later[0]) :] = True
-        case Anchors():
+        case Summaries():
             pass
         case ChosenBlocks() | Hashed():
             keep[:] = True  # blocks and ranks are counted from the first key

@@ -19,7 +19,7 @@ from .documents import Document, check_examples, split_documents
 from .hashed import Hashed, Rest, split_hashed
 from .pattern import Lengths, Pattern, Within
 from .random_blocks import draw_blocks
-from .terms import Anchors, Chunked, Dilated, Full, Global, Random, Sinks, Strided, Term, Window
+from .terms import Chunked, Dilated, Full, Global, Random, Sinks, Strided, Summaries, Term, Window
 
 _CHUNK = 1 << 15  # queries counted at once: their vectors stay in the cache
 
@@ -185,7 +185,7 @@ def _term_families(term: Term, i: Vector, n_keys: int, causal: bool) -> list[tup
             drawn = draw_blocks(term, blocks, n_keys, causal)[which]
             low, size = drawn * term.block, np.where(drawn < 0, 0, term.block)
             return [([Progression(1, zero, low[:, r], (low + size)[:, r]) for r in range(low.shape[1])], False)]
-        case Anchors() | ChosenBlocks() | Hashed():
+        case Summaries() | ChosenBlocks() | Hashed():
             return []
         case _:
             raise NotImplementedError(f"pairs: {type(term).__name__} has no count")

@@ -20,6 +20,7 @@ _TERMS: dict[str, type[terms.Term]] = {
     "global": terms.Global,
     "random": terms.Random,
     "anchors": terms.Anchors,
+    "anchortree": terms.AnchorTree,
     "topblocks": chosen.TopBlocks,
     "coverblocks": covering.CoverBlocks,
     "verticalslash": covering.VerticalSlash,

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from sparse_attn.ops import attention
-from sparse_attn.patterns import Anchors, Pattern, parse
+from sparse_attn.patterns import Pattern, parse
 from sparse_attn.patterns.chosen import ChosenBlocks
 from sparse_attn.patterns.pattern import Within
+from sparse_attn.patterns.terms import Summaries
 
 from .error_budget import assert_within_budget
 
@@ -91,7 +92,7 @@ def plain_attention(
     queries = q.transpose(1, 2)
     logits = queries @ keys.transpose(2, 3)
     if extra_k is not None and extra_v is not None:
-        anchors = next(term for term in patterns[0].terms if isinstance(term, Anchors))
+        anchors = next(term for term in patterns[0].terms if isinstance(term, Summaries))
         seen = _extra_rows(anchors.block, n_queries, k.shape[1], cu_seqlens_q, cu_seqlens_k)
         own_k, own_v = (x[:, seen].repeat_interleave(hq // hkv, 3).movedim(3, 1) for x in (extra_k, extra_v))
         extra_logits = (queries[:, :, :, None] @ own_k.transpose(3, 4))[:, :, :, 0]

@@ -20,8 +20,7 @@ from ..attention.tiles import padded_head_dim
 from .scan import State, walk
 from .spans import Spans
 
-STAGES = 3  # of the loads that run ahead
-WARPS = 2
+GROUP = 4  # blocks whose loads are under way at once
 
 
 class ScanGradients(NamedTuple):
@@ -40,7 +39,7 @@ class ScanGradients(NamedTuple):
 @triton.jit
 def row_tile(source, n, r, head, d, inside, n_heads, R: tl.constexpr, D: tl.constexpr):
     at = ((n * R + r) * n_heads + head)[:, None] * D + d[None, :]
-    return tl.load(source + at, mask=inside, other=0.0).to(tl.float32)
+    return tl.load(source + at, mask=inside, other=0.0)
 
 
 @triton.jit(do_not_specialize=["n_rows", "stride_pooled", "stride_side", "stride_parts", "stride_tile"])
@@ -49,7 +48,7 @@ def backward_scan_kernel(
     d_total_after, d_sums_after, parts, d_queries, d_total_before, d_sums_before, rows,
     stride_pooled, stride_side, stride_state, stride_parts, stride_tile, n_rows, n_heads, scale,
     R: tl.constexpr, D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, PACKED: tl.constexpr,
-    STAGES: tl.constexpr,
+    GROUP: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     tiles: tl.constexpr = (R + BLOCK_R - 1) // BLOCK_R
@@ -76,30 +75,47 @@ def backward_scan_kernel(
     carry_c = -tl.load(d_total_after + state, mask=here, other=0.0) * total
     end = last.to(tl.int64)
     parts += tile.to(tl.int64) * stride_tile
-    for step in tl.range(0, last - first, num_stages=STAGES):
-        n = end - 1 - step
-        block = n * n_heads + head
-        logit = tl.load(logits + block * R + r, mask=here, other=0.0)
-        earlier = tl.load(log_totals + block * R + r, mask=here, other=0.0)
-        key = tl.load(pooled + block * D + d, mask=live, other=0.0).to(tl.float32)
-        value = tl.load(pooled + stride_pooled + block * D + d, mask=live, other=0.0).to(tl.float32)
-        g_k = row_tile(d_keys, n, r, head, d, inside, n_heads, R, D)
-        g_v = row_tile(d_values, n, r, head, d, inside, n_heads, R, D)
-        row_k = row_tile(summaries, n, r, head, d, inside, n_heads, R, D)
-        row_v = row_tile(summaries + stride_side, n, r, head, d, inside, n_heads, R, D)
+    for done in tl.range(0, last - first, GROUP):
+        # All loads of a group of blocks first: a load takes as long as several steps.
+        found = ()
+        for nth in tl.static_range(GROUP):
+            n = end - 1 - done - nth
+            there = n >= first
+            block = n * n_heads + head
+            seen = inside & there
+            found = found + (  # type: ignore[assignment]  # noqa: RUF005  # Triton's tuples know + only
+                (
+                    tl.load(logits + block * R + r, mask=here & there, other=float("-inf")),
+                    tl.load(log_totals + block * R + r, mask=here & there, other=0.0),
+                    tl.load(pooled + block * D + d, mask=live & there, other=0.0),
+                    tl.load(pooled + stride_pooled + block * D + d, mask=live & there, other=0.0),
+                    row_tile(d_keys, n, r, head, d, seen, n_heads, R, D),
+                    row_tile(d_values, n, r, head, d, seen, n_heads, R, D),
+                    row_tile(summaries, n, r, head, d, seen, n_heads, R, D),
+                    row_tile(summaries + stride_side, n, r, head, d, seen, n_heads, R, D),
+                ),
+            )
+        for nth in tl.static_range(GROUP):
+            n = end - 1 - done - nth
+            there = n >= first
+            logit, earlier, key, value, g_k, g_v, row_k, row_v = found[nth]  # type: ignore[var-annotated]
+            key, value = key.to(tl.float32), value.to(tl.float32)
+            g_k, g_v = g_k.to(tl.float32), g_v.to(tl.float32)
+            weight = tl.exp(logit - later)
+            d_logit = weight * (tl.sum(carry_k * key[None, :] + carry_v * value[None, :], 1) - carry_c)
+            part = parts + (n * n_heads + head) * D + d
+            d_key = tl.sum(weight[:, None] * carry_k + d_logit[:, None] * weights_q, 0)
+            tl.store(part, d_key, mask=live & there)
+            tl.store(part + stride_parts, tl.sum(weight[:, None] * carry_v, 0), mask=live & there)
+            d_weights += d_logit[:, None] * key[None, :]
 
-        weight = tl.exp(logit - later)
-        d_logit = weight * (tl.sum(carry_k * key[None, :] + carry_v * value[None, :], 1) - carry_c)
-        part = parts + block * D + d
-        tl.store(part, tl.sum(weight[:, None] * carry_k + d_logit[:, None] * weights_q, 0), mask=live)
-        tl.store(part + stride_parts, tl.sum(weight[:, None] * carry_v, 0), mask=live)
-        d_weights += d_logit[:, None] * key[None, :]
-
-        decay = tl.exp(earlier - later)
-        carry_c = tl.sum(g_k * row_k + g_v * row_v, 1) + decay * carry_c
-        carry_k = g_k + decay[:, None] * carry_k
-        carry_v = g_v + decay[:, None] * carry_v
-        later = earlier
+            # Before the first block nothing is loaded, and the sums stay.
+            earlier = tl.where(there, earlier, later)
+            decay = tl.exp(earlier - later)
+            carry_c = tl.sum(g_k * row_k.to(tl.float32) + g_v * row_v.to(tl.float32), 1) + decay * carry_c
+            carry_k = g_k + decay[:, None] * carry_k
+            carry_v = g_v + decay[:, None] * carry_v
+            later = earlier
 
     start = tl.load(total_before + state, mask=here, other=1.0)
     tl.store(d_total_before + state, -carry_c / start, mask=here)
@@ -139,11 +155,11 @@ def backward_scan(
             pooled, logits, queries, summaries, *d_rows, log_totals, before.total, after.top, after.total,
             *d_after, parts, made.queries, made.total, made.sums, spans.rows,
             pooled.stride(0), summaries.stride(0), before.sums.stride(0), parts.stride(0), parts.stride(1), n_rows, heads,
-            scale, R=r, D=d, BLOCK_R=block_r, BLOCK_D=padded_head_dim(d), PACKED=spans.packed, STAGES=STAGES, num_warps=WARPS,
+            scale, R=r, D=d, BLOCK_R=block_r, BLOCK_D=padded_head_dim(d), PACKED=spans.packed, GROUP=GROUP, num_warps=1,
         )  # fmt: skip
     return made
 
 
 def backward_scan_rows(r: int) -> int:
-    """Queries of a program: of 64, 16 programs a head."""
-    return min(4, triton.next_power_of_2(r))
+    """Queries of a program: of 64, 32 programs a head."""
+    return min(2, triton.next_power_of_2(r))
