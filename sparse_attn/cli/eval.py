@@ -215,6 +215,7 @@ def measure(
     corpus = Corpus(reader, text)
     plan.check(corpus, reader.context)
     kept = ResultsFile(out, {"model": model, "seed": plan.seed, "frame": list(reader.chat_frame())})
+    held = len(kept.entries)
     if kept.dropped:
         remarks().print(
             f"{out}: the last line was cut and is read again; all others are kept", style="dim", markup=False
@@ -231,11 +232,12 @@ def measure(
 
         entries = run(reader, corpus, plan, kept, announce)
     summary = summarize(plan, entries, margin=margin)
-    about = _about(model, reader, plan, corpus, time.perf_counter() - start)
+    seconds = f"{time.perf_counter() - start:.0f} s" + (f", after {held} results that the file held" if held else "")
+    about = _about(model, reader, plan, corpus, seconds)
     return {"about": about, **summary, "failures": _failures(reader, plan, entries)}
 
 
-def _about(model: str, reader: HfReader, plan: Plan, corpus: Any, seconds: float) -> dict[str, str]:
+def _about(model: str, reader: HfReader, plan: Plan, corpus: Any, seconds: str) -> dict[str, str]:
     import platform
     from datetime import datetime
 
@@ -253,7 +255,7 @@ def _about(model: str, reader: HfReader, plan: Plan, corpus: Any, seconds: float
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
         "versions": f"sparse-attn {__version__}, torch {torch.__version__}, transformers {transformers.__version__}, "
         f"Python {platform.python_version()}",
-        "measured in": f"{seconds:.0f} s",
+        "measured in": seconds,
     }
 
 

@@ -13,13 +13,16 @@ from .tasks import TASKS
 from .verdict import Table, judge
 
 
-def summarize(plan: Plan, entries: Sequence[Entry], *, margin: float | None = None) -> Table:
+def summarize(
+    plan: Plan, entries: Sequence[Entry], *, margin: float | None = None, tasks: list[Table] | None = None
+) -> Table:
     """Everything that the reports show.
 
     Args:
         plan: What was read.
         entries: Its results, as `run` gives them.
         margin: How much smaller a share of right answers still counts as no worse; None: no verdict is asked for.
+        tasks: What the reports say of the tasks, where they are not those of text (see `token_runner.described`).
 
     Returns:
         `tasks`, `rows`, `cells` (by length and depth), `by_depth`, `scores` (by length, and of all lengths together), `comparisons`
@@ -31,7 +34,7 @@ def summarize(plan: Plan, entries: Sequence[Entry], *, margin: float | None = No
     if margin is not None:
         comparisons, verdict = judge(comparisons, margin)
     table: Table = {
-        "tasks": [_task(name, plan) for name in plan.tasks if name in TASKS],
+        "tasks": [_task(name, plan) for name in plan.tasks if name in TASKS] if tasks is None else tasks,
         "rows": [{"name": row.name, "pattern": row.pattern, "full_layers": list(row.full_layers)} for row in plan.rows],
         "lengths": sorted(plan.lengths),
         "prompts": list(plan.prompts),
