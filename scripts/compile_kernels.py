@@ -4,8 +4,9 @@
 
 A variant is a kernel, a GPU, a head dim, a dtype, and the parts of the pattern that it reads: "window" has an interval
 alone, "full" a long one with columns and extra keys, "union" every part of a main pass, "dilated" a pass that follows them,
-"dilated alone" one that follows nothing. Exits with 1 if a kernel does not compile, or
-asks for more shared memory than a program of that GPU may have. `--registers` tells what ptxas makes of each.
+"dilated alone" one that follows nothing; of the kernels of chosen blocks `compile_selected.py` tells. Exits with 1 if a kernel
+does not compile, or asks for more shared memory than a program of that GPU may have. `--registers` tells what ptxas makes of
+each.
 """
 
 import argparse
@@ -17,6 +18,10 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where `scripts` stands, if this runs as a file
+
+from scripts import compile_selected
+
 SHARED_MEMORY = {(8, 0): 163 << 10, (8, 6): 99 << 10, (8, 9): 99 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10}
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 KERNELS = (
@@ -26,6 +31,7 @@ KERNELS = (
     "backward_columns",
     "backward_extra",
     "backward_queries",
+    *compile_selected.KERNELS,
 )
 PARTS: dict[str, dict[str, Any]] = {
     "window": {"CHUNKS": 0, "ROWS": 0, "COLUMNS": 0, "LISTS": 0, "EXTRA": 0, "EARLIER": -1, "EXCLUDES": False},
@@ -69,12 +75,56 @@ def main() -> int:
 
 def compile_variant(variant: Variant, registers: bool = False) -> tuple[int, str, str]:
     """Shared memory in bytes, ptxas's report if asked for, and what went wrong, if anything did."""
-    import importlib
-
     import torch
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+
+    if variant.kernel in compile_selected.KERNELS:
+        kernel, constants, types, warps, stages = compile_selected.recipe(
+            variant.kernel, variant.capability, variant.head_dim, getattr(torch, DTYPES[variant.dtype]), variant.dtype,
+            variant.packed, variant.parts,
+        )  # fmt: skip
+    else:
+        kernel, constants, types, warps, stages = _recipe(variant)
+    signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
+    given = {
+        (kernel.arg_names.index(name),): constants.get(name)
+        for name in kernel.arg_names
+        if signature[name] == "constexpr"
+    }
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs=given,
+        attrs={
+            (index,): [["tt.divisibility", 16]]
+            for index, name in enumerate(kernel.arg_names)
+            if signature[name].startswith("*")
+            or (
+                (name.startswith("stride") or name in ("left", "right", "offset", "span"))
+                and signature[name] != "constexpr"
+            )
+        },
+    )
+    major, minor = variant.capability
+    try:
+        compiled = triton.compile(
+            source,
+            target=GPUTarget("cuda", 10 * major + minor, 32),
+            options={"num_warps": warps, "num_stages": stages},
+        )
+    except Exception as error:  # a compiler's failure of any kind is the finding
+        return 0, "", f"does not compile: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    report = _registers(compiled.asm["ptx"], variant.capability) if registers else ""
+    return compiled.metadata.shared, report, ""
+
+
+def _recipe(variant: Variant) -> compile_selected.Recipe:
+    """How a kernel of static patterns is compiled."""
+    import importlib
+
+    import torch
 
     from sparse_attn.kernels.attention import tiles
 
@@ -88,35 +138,11 @@ def compile_variant(variant: Variant, registers: bool = False) -> tuple[int, str
     tile = choose(variant.capability, variant.head_dim, dtype, *(walked if by_pattern else ()))
     constants = _constants(variant, tile, tiles.padded_head_dim(variant.head_dim), tiles.precision(dtype))
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
-    signature = {name: _type(name, variant, tile, constants) for name in kernel.arg_names}
-    given = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    given |= {(kernel.arg_names.index(name),): None for name in kernel.arg_names if signature[name] == "constexpr"
-              and name not in constants}  # fmt: skip
-    if "step" in signature and not variant.parts.startswith("dilated"):
-        signature["step"] = "constexpr"  # 1, as Triton specialises it
-        given[(kernel.arg_names.index("step"),)] = 1
-    source = ASTSource(
-        fn=kernel,
-        signature=signature,
-        constexprs=given,
-        attrs={
-            (index,): [["tt.divisibility", 16]]
-            for index, name in enumerate(kernel.arg_names)
-            if signature[name].startswith("*")
-            or ((name.startswith("stride") or name in ("left", "right", "offset")) and signature[name] != "constexpr")
-        },
-    )
-    major, minor = variant.capability
-    try:
-        compiled = triton.compile(
-            source,
-            target=GPUTarget("cuda", 10 * major + minor, 32),
-            options={"num_warps": tile.warps, "num_stages": tile.stages},
-        )
-    except Exception as error:  # a compiler's failure of any kind is the finding
-        return 0, "", f"does not compile: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    report = _registers(compiled.asm["ptx"], variant.capability) if registers else ""
-    return compiled.metadata.shared, report, ""
+    types = {name: _type(name, variant, tile, constants) for name in kernel.arg_names}
+    if "step" in types and not variant.parts.startswith("dilated"):
+        constants["step"] = 1  # as Triton specialises it
+    types = {name: kind for name, kind in types.items() if kind != "constexpr" and name not in constants}
+    return compile_selected.Recipe(kernel, constants, types, tile.warps, tile.stages)
 
 
 def _registers(ptx: str, capability: tuple[int, int]) -> str:
@@ -190,6 +216,7 @@ def _variants(options: argparse.Namespace) -> Iterator[Variant]:
             for dtype in options.dtypes:
                 for kernel in options.kernels:
                     alone = {"backward_rows": ["window"], "backward_columns": ["union"], "backward_extra": ["union"]}
+                    alone |= {name: own for name, (_, own) in compile_selected.KERNELS.items()}
                     for parts in alone.get(kernel, options.parts):
                         for packed in (False, True) if options.packed and kernel != "backward_rows" else (False,):
                             yield Variant(kernel, capability, head_dim, dtype, packed, parts)

@@ -11,10 +11,10 @@
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .patterns import Anchors, Chunked, Dilated, Full, Global, Pattern, Random, Sinks, Strided, Window, parse
+from .patterns import Anchors, Chunked, Dilated, Full, Global, Pattern, Random, Sinks, Strided, TopBlocks, Window, parse
 
 if TYPE_CHECKING:
-    from .ops import attention, merge
+    from .ops import attention, merge, select_blocks
 
 __all__ = [
     "Anchors",
@@ -26,16 +26,18 @@ __all__ = [
     "Random",
     "Sinks",
     "Strided",
+    "TopBlocks",
     "Window",
     "__version__",
     "attention",
     "merge",
     "parse",
+    "select_blocks",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("attention", "merge"):
+    if name in ("attention", "merge", "select_blocks"):
         from . import ops
 
         return getattr(ops, name)

@@ -2,5 +2,6 @@
 
 from .attention import attention
 from .merge import merge
+from .select_blocks import select_blocks
 
-__all__ = ["attention", "merge"]
+__all__ = ["attention", "merge", "select_blocks"]

@@ -1,21 +1,24 @@
 """`attention`: the one public call, over whichever implementation serves the device."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..patterns import Chunked, Full, Pattern, Window
 from ..patterns.documents import split_documents
 from .check_attention import Call, check_call
+from .merge import merge
 
 if TYPE_CHECKING:
     from ..cpu import PatternSchedule
 
 Lengths = Sequence[int] | Tensor
+Run = Callable[[Call], tuple[Tensor, Tensor]]
 
 
 def attention(
@@ -30,6 +33,7 @@ def attention(
     cu_seqlens_k: Lengths | None = None,
     extra_k: Float[Tensor, "*B N R Hkv D"] | None = None,
     extra_v: Float[Tensor, "*B N R Hkv D"] | None = None,
+    selected: Int[Tensor, "*B tiles H K"] | None = None,
     return_lse: bool = False,
     implementation: str | None = None,
 ) -> Float[Tensor, "*B T Hq D"] | tuple[Float[Tensor, "*B T Hq D"], Float[Tensor, "*B T Hq"]]:
@@ -52,6 +56,11 @@ def attention(
             that it was captured with.
         extra_k, extra_v: The summary keys of an `Anchors` term, ``[B, ceil(S / block), R, Hkv, D]`` (packed: the
             documents' rows one after the other, without B). A query at position i sees the R keys of row i // block.
+        selected: The blocks that a `TopBlocks` term chooses, integers ``[B, N, H, K]``, K <= k (packed: the documents' tiles
+            one after the other, without B). The query at position i reads row i // rows, counted from the first query's
+            row, and a row names block numbers (position // block) of the query's document; negative, or beyond its end:
+            no block. H is Hkv (the heads of a group choose together) or Hq. Order means nothing; a block named twice
+            counts twice. None: `select_blocks` chooses, without training.
         return_lse: Also return the natural-log normaliser of the scaled logits.
         implementation: "cpu" (gathers kept blocks; CPU tensors), "triton" (fused kernels for CUDA tensors, float16,
             bfloat16 or float32, D to 256), "reference" (dense mask, O(T x S) memory, any device), or None for the one
@@ -67,9 +76,11 @@ def attention(
 
     Raises:
         ValueError: shapes, dtypes or devices disagree, T > S, Hq % Hkv != 0, boundaries that do not fit, a pattern with
-            `Anchors` without extra keys (or the reverse), or an unknown implementation.
+            `Anchors` without extra keys (or the reverse), chosen blocks that do not fit, or an unknown implementation.
         NotImplementedError: the implementation does not serve q's device, dtype or head dim, or the pattern.
 
+    A key of a chosen block that a static term of the pattern names counts once, as that term's. Static and chosen keys are
+    read in two passes, merged by their LSE.
     Gradients flow to q, k, v, extra_k and extra_v, from the output and from the LSE. Keys that a query does not see
     should be finite: 0 * inf is NaN, except across documents and batch examples, which never meet.
     Cost: 4 * Hq * D * pairs FLOPs forward, 2.5 times that backward; memory linear in T + S ("cpu").
@@ -81,10 +92,12 @@ def attention(
     """
     if implementation == "triton" or (implementation is None and isinstance(q, Tensor) and q.is_cuda):
         q, k, v, extra_k, extra_v = _autocast(q, k, v, extra_k, extra_v)
-    call = check_call(q, k, v, pattern, causal, scale, cu_seqlens_q, cu_seqlens_k, extra_k, extra_v)
+    call = check_call(q, k, v, pattern, causal, scale, cu_seqlens_q, cu_seqlens_k, extra_k, extra_v, selected)
     if implementation is None and not return_lse and _suits_dense(call):
         return _dense(call)
     run = _implementation(implementation, q)
+    if call.choice is not None and call.selected is None:
+        call = replace(call, selected=_select(call))
     if call.examples is None or call.packed:
         out, lse = run(call)
     else:
@@ -105,7 +118,7 @@ def _autocast(*tensors: Any) -> Sequence[Any]:
     return [x.to(dtype) if isinstance(x, Tensor) and x.dtype in narrowed else x for x in tensors]
 
 
-def _implementation(name: str | None, q: Tensor) -> Callable[[Call], tuple[Tensor, Tensor]]:
+def _implementation(name: str | None, q: Tensor) -> Run:
     if name is None:
         if q.device.type not in _DEFAULTS:
             raise NotImplementedError(
@@ -117,7 +130,37 @@ def _implementation(name: str | None, q: Tensor) -> Callable[[Call], tuple[Tenso
         raise ValueError(f"implementation must be None or one of {', '.join(_IMPLEMENTATIONS)}, got {name!r}")
     if name == "cpu" and q.device.type != "cpu":
         raise NotImplementedError(f"implementation 'cpu' takes CPU tensors, got q on {q.device}; use 'reference'")
-    return _IMPLEMENTATIONS[name]
+    static, choosing = _IMPLEMENTATIONS[name]
+    return lambda call: static(call) if call.choice is None else choosing(call)
+
+
+def _select(call: Call) -> Tensor:
+    """Blocks chosen from the queries and keys at hand, without training."""
+    from .select_blocks import choose_blocks
+
+    assert call.choice is not None
+    if call.choice.term.rows > 1 and torch.is_grad_enabled() and any(x.requires_grad for x in (call.q, call.k, call.v)):
+        raise NotImplementedError(
+            f"attention: {call.choice.term!r} chooses with later queries of its tile, which training must not read: use "
+            "rows=1, or give `selected`"
+        )
+    bounds = _numbers(call.cu_seqlens_q), _numbers(call.cu_seqlens_k)
+    sign = (call.scale > 0) - (call.scale < 0)  # the size of the scale bears on no order
+    return choose_blocks(
+        call.q if sign > 0 else call.q * sign, call.k, call.patterns, causal=call.causal, bounds=bounds
+    )
+
+
+def _merged(static: Run, chosen: Run) -> Run:
+    """Attention in two passes: over what the pattern keeps by itself, and over the chosen keys that it does not name."""
+
+    def run(call: Call) -> tuple[Tensor, Tensor]:
+        rest = call.static()
+        if rest is None:
+            return chosen(call)
+        return merge(*zip(static(rest), chosen(call), strict=True))
+
+    return run
 
 
 def _reference(call: Call) -> tuple[Tensor, Tensor]:
@@ -130,6 +173,27 @@ def _reference(call: Call) -> tuple[Tensor, Tensor]:
         call.k,
         call.v,
         call.patterns,
+        causal=call.causal,
+        scale=call.scale,
+        cu_seqlens_q=bounds[0],
+        cu_seqlens_k=bounds[1],
+        extra_k=call.extra_k,
+        extra_v=call.extra_v,
+    )
+
+
+def _reference_selected(call: Call) -> tuple[Tensor, Tensor]:
+    from ..reference import selected_attention
+
+    bounds = _numbers(call.cu_seqlens_q), _numbers(call.cu_seqlens_k)
+    split_documents(call.q.shape[1], call.k.shape[1], *bounds)
+    assert call.selected is not None
+    return selected_attention(
+        call.q,
+        call.k,
+        call.v,
+        call.patterns,
+        call.selected,
         causal=call.causal,
         scale=call.scale,
         cu_seqlens_q=bounds[0],
@@ -162,6 +226,23 @@ def _cpu(call: Call) -> tuple[Tensor, Tensor]:
         scale=call.scale,
         extra_k=None if call.extra_k is None else call.extra_k.flatten(1, 2),
         extra_v=None if call.extra_v is None else call.extra_v.flatten(1, 2),
+    )
+
+
+def _cpu_selected(call: Call) -> tuple[Tensor, Tensor]:
+    from ..cpu import selected_attention
+
+    assert call.selected is not None
+    return selected_attention(
+        call.q,
+        call.k,
+        call.v,
+        call.patterns,
+        call.selected,
+        causal=call.causal,
+        scale=call.scale,
+        cu_seqlens_q=_numbers(call.cu_seqlens_q),
+        cu_seqlens_k=_numbers(call.cu_seqlens_k),
     )
 
 
@@ -228,10 +309,7 @@ def _triton(call: Call) -> tuple[Tensor, Tensor]:
             "implementation 'triton' needs Triton, which is not installed; use 'reference'"
         ) from None
 
-    bounds = [
-        torch.tensor(lengths, device="cpu") if isinstance(lengths, tuple) else lengths
-        for lengths in (call.cu_seqlens_q, call.cu_seqlens_k)
-    ]
+    bounds = _boundary_tensors(call)
     return fused_attention(
         call.q,
         call.k,
@@ -246,6 +324,46 @@ def _triton(call: Call) -> tuple[Tensor, Tensor]:
     )
 
 
+def _triton_selected(call: Call) -> tuple[Tensor, Tensor]:
+    try:
+        from ..kernels.selected import fused_selected_attention, fused_union_attention
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise NotImplementedError(
+            "implementation 'triton' needs Triton, which is not installed; use 'reference'"
+        ) from None
+
+    assert call.selected is not None
+    bounds = _boundary_tensors(call)
+    alone = call.static() is None
+    run: Callable[..., tuple[Tensor, Tensor]] = fused_selected_attention if alone else fused_union_attention
+    return run(
+        call.q,
+        call.k,
+        call.v,
+        call.selected,
+        "\n".join([pattern.text for pattern in call.patterns]),
+        causal=call.causal,
+        scale=call.scale,
+        cu_seqlens_q=bounds[0],
+        cu_seqlens_k=bounds[1],
+        **({} if alone else {"extra_k": call.extra_k, "extra_v": call.extra_v}),
+    )
+
+
+def _boundary_tensors(call: Call) -> list[Tensor | None]:
+    return [
+        torch.tensor(lengths, device="cpu") if isinstance(lengths, tuple) else lengths
+        for lengths in (call.cu_seqlens_q, call.cu_seqlens_k)
+    ]
+
+
 _SHORT = 2048  # keys; from here on the fused kernels are as fast where they do all the work (benchmarks/NOTES.md)
 _DEFAULTS = {"cpu": "cpu", "cuda": "triton"}
-_IMPLEMENTATIONS = {"cpu": _cpu, "reference": _reference, "triton": _triton}
+# For each name: through a pattern that content does not change, and through one with chosen blocks.
+_IMPLEMENTATIONS: dict[str, tuple[Run, Run]] = {
+    "cpu": (_cpu, _merged(_cpu, _cpu_selected)),
+    "reference": (_reference, _reference_selected),
+    "triton": (_triton, _triton_selected),
+}

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from ..patterns import Anchors, Pattern, parse
+from ..patterns.chosen import Choice, split_choice
 from ..patterns.documents import split_documents
+from .check_selected import check_selected, same_choice
 
-Facts = tuple[int, int, int]
+Facts = tuple[int, ...]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -25,6 +27,8 @@ class Call:
         patterns: One pattern for all KV heads, or one for each.
         cu_seqlens_q, cu_seqlens_k: Both given if packed, both None otherwise. Tensors where only the device knows them.
         extra_k, extra_v: ``[B, rows, R, Hkv, D]``, given exactly if the patterns have anchors.
+        choice: The `TopBlocks` term that all patterns have, with its cut; None: they have none.
+        selected: Chosen blocks ``[B, N, H, K]``; None where `attention` is to choose, or without such a term.
         examples: How many examples (documents, if packed) the patterns tell apart; None: the same for all.
     """
 
@@ -38,6 +42,8 @@ class Call:
     cu_seqlens_k: tuple[int, ...] | Tensor | None
     extra_k: Tensor | None
     extra_v: Tensor | None
+    choice: Choice | None
+    selected: Tensor | None
     examples: int | None
 
     @property
@@ -55,8 +61,19 @@ class Call:
             patterns=tuple(pattern.example(index) for pattern in self.patterns),
             extra_k=None if self.extra_k is None else self.extra_k[one],
             extra_v=None if self.extra_v is None else self.extra_v[one],
+            selected=None if self.selected is None else self.selected[one],
             examples=None,
         )
+
+    def static(self) -> "Call | None":
+        """The same call through what the patterns keep without choosing; None if that is nothing."""
+        if self.choice is None:
+            return self
+        parts = [split_choice(pattern) for pattern in self.patterns]
+        static = tuple(part.static for part in parts if part is not None and part.static is not None)
+        if len(static) < len(parts):
+            return None
+        return replace(self, patterns=static, choice=None, selected=None)
 
 
 def check_call(
@@ -70,6 +87,7 @@ def check_call(
     cu_seqlens_k: Sequence[int] | Tensor | None,
     extra_k: Tensor | None,
     extra_v: Tensor | None,
+    selected: Tensor | None = None,
 ) -> Call:
     """The call in one form.
 
@@ -89,14 +107,20 @@ def check_call(
     if not packed and q.shape[-3] > k.shape[-3]:
         raise ValueError(f"q has T={q.shape[-3]} queries, more than k's S={k.shape[-3]} keys: T must be at most S")
     lengths: list[int] | None = None if packed else [k.shape[-3]]
+    n_queries = [q.shape[-3]]
     if isinstance(q_bounds, list) and not isinstance(k_bounds, Tensor):
-        lengths = [document.n_keys for document in split_documents(q.shape[-3], k.shape[-3], q_bounds, k_bounds)]
+        documents = split_documents(q.shape[-3], k.shape[-3], q_bounds, k_bounds)
+        lengths, n_queries = [doc.n_keys for doc in documents], [doc.n_queries for doc in documents]
     examples = None
     if lengths is not None:
         examples = _check_examples(facts, len(lengths) if packed else q.shape[0], packed)
     anchors = _check_anchors(facts)
     _check_extra("extra_k", extra_k, k, anchors, lengths)
     _check_extra("extra_v", extra_v, k, anchors, lengths)
+    choice = same_choice(patterns) if any(own[3] for own in facts) else None
+    selected = check_selected(
+        selected, choice, q, k, None if lengths is None else list(zip(n_queries, lengths, strict=True))
+    )
     if not isinstance(causal, bool):
         raise ValueError(f"causal must be True or False, got {causal!r}")
     if scale is None:
@@ -105,7 +129,7 @@ def check_call(
         raise ValueError(f"scale must be a finite number or None, got {scale!r}")
     if packed:
         q, k, v = q[None], k[None], v[None]
-        extra_k, extra_v = (None if extra is None else extra[None] for extra in (extra_k, extra_v))
+        extra_k, extra_v, selected = (None if x is None else x[None] for x in (extra_k, extra_v, selected))
     return Call(
         q=q,
         k=k,
@@ -117,6 +141,8 @@ def check_call(
         cu_seqlens_k=_fixed(q_bounds if k_bounds is None else k_bounds),
         extra_k=extra_k,
         extra_v=extra_v,
+        choice=choice,
+        selected=selected,
         examples=examples,
     )
 
@@ -167,7 +193,7 @@ def _check_patterns(pattern: Pattern | Sequence[Pattern], n_kv_heads: int) -> tu
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _facts(text: str) -> Facts:
-    """How many examples a pattern tells apart, and the r and block of its anchors; -1: it has no such thing."""
+    """How many examples a pattern tells apart, the r and block of its anchors (-1: none), and whether content chooses."""
     return _known_facts(text)
 
 
@@ -178,11 +204,11 @@ def _known_facts(text: str) -> Facts:
     if len(anchors) > 1:
         raise ValueError(f"pattern: at most one Anchors term, got {anchors[0]!r} and {anchors[1]!r}")
     r, block = (anchors[0].r, anchors[0].block) if anchors else (-1, -1)
-    return -1 if pattern.examples is None else pattern.examples, r, block
+    return -1 if pattern.examples is None else pattern.examples, r, block, int(split_choice(pattern) is not None)
 
 
 def _check_examples(facts: list[Facts], expected: int, packed: bool) -> int | None:
-    counts = [count for count, _, _ in facts if count >= 0]
+    counts = [count for count, *_ in facts if count >= 0]
     if not counts:
         return None
     for count in counts:
@@ -195,9 +221,9 @@ def _check_examples(facts: list[Facts], expected: int, packed: bool) -> int | No
 def _check_anchors(facts: list[Facts]) -> tuple[int, int] | None:
     """The r and block that all heads' anchors have, or None."""
     for own in facts:
-        if own[1:] != facts[0][1:]:
+        if own[1:3] != facts[0][1:3]:
             raise ValueError("pattern: all KV heads must have the same Anchors term, and at most one")
-    _, r, block = facts[0]
+    r, block = facts[0][1:3]
     return None if r < 0 else (r, block)
 
 

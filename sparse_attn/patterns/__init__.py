@@ -1,5 +1,6 @@
 """What may be attended: patterns, their terms, and the arithmetic on them. Needs numpy only, never torch."""
 
+from .chosen import TopBlocks
 from .layout import Layout
 from .parse import parse
 from .pattern import Pattern
@@ -18,6 +19,7 @@ __all__ = [
     "Reach",
     "Sinks",
     "Strided",
+    "TopBlocks",
     "Window",
     "parse",
 ]

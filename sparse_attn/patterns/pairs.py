@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .chosen import Choice, TopBlocks, split_choice
 from .documents import Document, check_examples, split_documents
 from .pattern import Lengths, Pattern, Within
 from .random_blocks import draw_blocks
@@ -33,10 +34,10 @@ class Progression:
     low: Vector
     high: Vector
 
-    def count(self) -> int:
+    def counts(self) -> Vector:
         upto_high = (self.high - 1 - self.residue) // self.modulus
         upto_low = (self.low - 1 - self.residue) // self.modulus
-        return int(np.maximum(upto_high - upto_low, 0).sum())
+        return np.maximum(upto_high - upto_low, 0)
 
     def take(self, rows: NDArray[np.intp]) -> Progression:
         return Progression(self.modulus, self.residue[rows], self.low[rows], self.high[rows])
@@ -69,22 +70,41 @@ def count_pairs(
 
 def _count_document(pattern: Pattern, document: Document, causal: bool) -> int:
     total = 0
+    choice = split_choice(pattern)
     for start in range(document.first_position, document.n_keys, _CHUNK):
         positions = np.arange(start, min(start + _CHUNK, document.n_keys), dtype=np.int64)
-        total += _union_size(_families(pattern, positions, document.n_keys, causal))
+        sizes = np.zeros_like(positions)
+        _add_union_sizes(_families(pattern, positions, document.n_keys, causal), np.arange(len(positions)), 1, sizes)
+        if choice is not None:
+            _add_budget(choice, positions, document.n_keys, causal, sizes)
+        total += int(sizes.sum())
     return total
 
 
-def _union_size(families: list[Family], taken: Progression | None = None) -> int:
-    """Sum over all choices of at most one member a family, at least one in all; odd choices add, even ones subtract."""
-    total = 0
+def _add_union_sizes(
+    families: list[Family], queries: NDArray[np.intp], sign: int, sizes: Vector, taken: Progression | None = None
+) -> None:
+    """Sum over all choices of at most one member a family, at least one in all; odd choices add, even ones subtract.
+
+    `queries` says where in `sizes` each query of the families counts.
+    """
     for index, family in enumerate(families):
         for member in family:
             met, rows = _meet(taken, member)
             if len(rows):
+                sizes[queries[rows]] += sign * met.counts()
                 rest = [[m.take(rows) for m in later] for later in families[index + 1 :]]
-                total += met.count() - _union_size(rest, met)
-    return total
+                _add_union_sizes(rest, queries[rows], -sign, sizes, met)
+
+
+def _add_budget(choice: Choice, i: Vector, n_keys: int, causal: bool, sizes: Vector) -> None:
+    """Add what a query may choose at most: k blocks, the keys that it may see, and no more than those in all."""
+    visible = Progression(1, np.zeros_like(i), np.zeros_like(i), np.full_like(i, n_keys))
+    _cut(visible, i, n_keys, causal, None)
+    within = Progression(1, visible.residue, visible.low.copy(), visible.high.copy())
+    _cut(within, i, n_keys, causal, choice.limit)
+    budget = np.minimum(within.counts(), choice.term.k * choice.term.block)
+    np.minimum(sizes + budget, visible.counts(), out=sizes)
 
 
 def _meet(a: Progression | None, b: Progression) -> tuple[Progression, NDArray[np.intp]]:
@@ -163,7 +183,7 @@ def _term_families(term: Term, i: Vector, n_keys: int, causal: bool) -> list[tup
             drawn = draw_blocks(term, blocks, n_keys, causal)[which]
             low, size = drawn * term.block, np.where(drawn < 0, 0, term.block)
             return [([Progression(1, zero, low[:, r], (low + size)[:, r]) for r in range(low.shape[1])], False)]
-        case Anchors():
+        case Anchors() | TopBlocks():
             return []
         case _:
             raise NotImplementedError(f"pairs: {type(term).__name__} has no count")

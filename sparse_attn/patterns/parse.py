@@ -6,7 +6,7 @@ import ast
 import inspect
 import re
 
-from . import terms
+from . import chosen, terms
 from .pattern import Pattern
 
 _GLOBAL = "global_keyword"
@@ -20,6 +20,7 @@ _TERMS: dict[str, type[terms.Term]] = {
     "global": terms.Global,
     "random": terms.Random,
     "anchors": terms.Anchors,
+    "topblocks": chosen.TopBlocks,
 }
 
 
@@ -27,7 +28,8 @@ def parse(text: str) -> Pattern:
     """The pattern that a text describes: terms, joined by ``|``, optionally cut by ``.within(window(n))``.
 
     A term is written as its class is called: ``window(64, right=0)``, ``dilated(8, 4)``, ``strided(32, offset=31)``,
-    ``global((0, 100))``, ``random(3, seed=1)``, ``full()``. Capitals do not matter; nothing is evaluated as Python.
+    ``global((0, 100))``, ``random(3, seed=1)``, ``topblocks(16, rows=64)``, ``full()``. Capitals do
+    not matter; nothing is evaluated as Python.
 
     Raises:
         ValueError: unknown term, wrong arguments, or text that is not a pattern; names the part that is wrong.

@@ -2,5 +2,6 @@
 
 from .attention import masked_attention
 from .merge import merge_partial
+from .selected_attention import selected_attention
 
-__all__ = ["masked_attention", "merge_partial"]
+__all__ = ["masked_attention", "merge_partial", "selected_attention"]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from sparse_attn.ops import attention
-from sparse_attn.patterns import Anchors, Pattern
+from sparse_attn.patterns import Anchors, Pattern, TopBlocks, parse
+from sparse_attn.patterns.pattern import Within
 
 from .error_budget import assert_within_budget
 
@@ -26,7 +27,8 @@ def judge_attention(
     Args:
         inputs: q, k, v, and extra_k, extra_v where the pattern has anchors, in the dtype to be judged. Random
             gradients, of the output and of the LSE, are drawn here.
-        pattern, options: As `attention` takes them (causal, scale, cu_seqlens_q, cu_seqlens_k).
+        pattern, options: As `attention` takes them (causal, scale, cu_seqlens_q, cu_seqlens_k, selected without
+            repetitions).
         implementation: The one to judge.
         gradients: Judge gradients too.
 
@@ -57,6 +59,7 @@ def plain_attention(
     cu_seqlens_k: Sequence[int] | None = None,
     extra_k: Tensor | None = None,
     extra_v: Tensor | None = None,
+    selected: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What one writes down without a library: a dense mask, a softmax, two products, all in the inputs' dtype.
 
@@ -81,6 +84,8 @@ def plain_attention(
         ]
     )  # fmt: skip
     keep = keep.to(q.device)
+    if selected is not None:
+        keep = keep | _chosen_keys(patterns[0], selected if not packed else selected[None], keep, causal, boundaries)
     keys, values = (x.repeat_interleave(hq // hkv, 2).transpose(1, 2) for x in (k, v))
     queries = q.transpose(1, 2)
     logits = queries @ keys.transpose(2, 3)
@@ -100,6 +105,30 @@ def plain_attention(
         out = out + (weights[:, :, :, None, : own_v.shape[3]] @ own_v)[:, :, :, 0]
     out, lse = out.transpose(1, 2), lse.transpose(1, 2)
     return (out[0], lse[0]) if packed else (out, lse)
+
+
+def _chosen_keys(
+    pattern: Pattern, selected: Tensor, keep: Tensor, causal: bool, boundaries: dict[str, Sequence[int] | None]
+) -> Tensor:
+    """Which keys of chosen blocks each query head may see, in the shape of `keep`, ``[B, Hq, T, S]``."""
+    hq, n_queries, n_keys = keep.shape[1:]
+    clause = next(own for own in pattern.terms if isinstance(own.term if isinstance(own, Within) else own, TopBlocks))
+    term, limit = (clause.term, clause.limit) if isinstance(clause, Within) else (clause, parse("full()"))
+    assert isinstance(term, TopBlocks)
+    q_bounds = boundaries["cu_seqlens_q"] or [0, n_queries]
+    k_bounds = boundaries["cu_seqlens_k"] or (boundaries["cu_seqlens_q"] or [0, n_keys])
+    rows = torch.zeros(n_queries, dtype=torch.int64, device=keep.device)  # of `selected`
+    blocks = torch.full((n_keys,), -1, dtype=torch.int64, device=keep.device)
+    first = 0
+    for (q0, q1), (k0, k1) in zip(pairwise(q_bounds), pairwise(k_bounds), strict=True):
+        tiles = torch.arange(k1 - k0 - (q1 - q0), k1 - k0, device=keep.device) // term.rows
+        if q1 > q0:
+            rows[q0:q1] = tiles - tiles[0] + first
+            first += int(tiles[-1] - tiles[0]) + 1
+        blocks[k0:k1] = torch.arange(k1 - k0, device=keep.device) // term.block
+    named = (selected.long()[:, rows, :, :, None] == blocks).any(3).transpose(1, 2)
+    allowed = torch.from_numpy(limit.mask(n_queries, n_keys, causal=causal, **boundaries)).to(keep.device)
+    return named.repeat_interleave(hq // selected.shape[2], 1) & allowed
 
 
 def _extra_rows(

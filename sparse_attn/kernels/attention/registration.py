@@ -63,7 +63,7 @@ def fused_attention(
     return _FusedAttention.apply(*arguments)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _check_served(q: Tensor) -> None:
+def check_served(q: Tensor) -> None:
     if q.dtype not in _DTYPES:
         raise NotImplementedError(
             f"implementation 'triton' takes float16, bfloat16 and float32, got {q.dtype}; use 'reference'"
@@ -98,7 +98,7 @@ def _interpreted() -> bool:
     return isinstance(forward_kernel, InterpretedFunction)
 
 
-def _forward(
+def forward_pass(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -110,16 +110,16 @@ def _forward(
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    _check_served(q)
-    with _on_device(q):
+    check_served(q)
+    with on_device(q):
         parts = []
         for heads, where in _by_heads(q, k, cu_seqlens_q, cu_seqlens_k, patterns, causal):
             _check_rows(extra_k, where)
-            parts.append(forward(_inputs(q, k, v, extra_k, extra_v, heads), where, scale, _capability(q)))
+            parts.append(forward(_inputs(q, k, v, extra_k, extra_v, heads), where, scale, capability_of(q)))
     return _joined([part[0] for part in parts]), _joined([part[1] for part in parts])
 
 
-_operator = torch.library.custom_op("sparse_attn::fused_attention", _forward, mutates_args=())
+_operator = torch.library.custom_op("sparse_attn::fused_attention", forward_pass, mutates_args=())
 
 
 @_operator.register_fake
@@ -138,7 +138,7 @@ def _(
     return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
-def _backward(
+def backward_pass(
     d_out: Tensor,
     d_lse: Tensor | None,
     q: Tensor,
@@ -156,9 +156,9 @@ def _backward(
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, extra_k, extra_v; those that are not wanted (q; k or v; extra keys) are empty."""
-    capability = _capability(q)
+    capability = capability_of(q)
     found: list[tuple[Tensor, ...]] = []
-    with _on_device(q):
+    with on_device(q):
         for heads, where in _by_heads(q, k, cu_seqlens_q, cu_seqlens_k, patterns, causal):
             inputs = _inputs(q, k, v, extra_k, extra_v, heads)
             group = q.shape[2] // k.shape[2]
@@ -185,7 +185,7 @@ def _backward(
     return whole[0], whole[1], whole[2], whole[3], whole[4]
 
 
-_backward_operator = torch.library.custom_op("sparse_attn::fused_attention_backward", _backward, mutates_args=())
+_backward_operator = torch.library.custom_op("sparse_attn::fused_attention_backward", backward_pass, mutates_args=())
 
 
 @_backward_operator.register_fake
@@ -247,23 +247,23 @@ class _FusedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        output = _forward(*inputs)
+        output = forward_pass(*inputs)
         _setup_context(ctx, inputs, output)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return _gradients(ctx, _backward, d_out, d_lse)
+        return _gradients(ctx, backward_pass, d_out, d_lse)
 
 
 def _by_heads(
     q: Tensor, k: Tensor, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None, patterns: str, causal: bool
 ) -> Iterator[tuple[slice, Geometry]]:
     """Runs of KV heads that share a pattern, with its geometry."""
-    bounds = _boundaries(cu_seqlens_q), _boundaries(cu_seqlens_k)
+    bounds = boundaries(cu_seqlens_q), boundaries(cu_seqlens_k)
     head = 0
-    for pattern, run in groupby(_parsed(patterns)):
+    for pattern, run in groupby(parsed(patterns)):
         count = len(list(run))
         heads = slice(head, head + count) if "\n" in patterns else slice(0, k.shape[2])
         where = geometry(pattern, q.shape[1], k.shape[1], causal, *bounds)
@@ -274,14 +274,14 @@ def _by_heads(
 
 
 @lru_cache(maxsize=64)
-def _parsed(patterns: str) -> tuple[Pattern, ...]:
+def parsed(patterns: str) -> tuple[Pattern, ...]:
     return tuple(map(parse, patterns.split("\n")))
 
 
 _BOUNDARIES: dict[int, tuple[Callable[[], Tensor | None], int, tuple[int, ...]]] = {}
 
 
-def _boundaries(lengths: Tensor | None) -> tuple[int, ...] | None:
+def boundaries(lengths: Tensor | None) -> tuple[int, ...] | None:
     """The boundaries as numbers. A CUDA tensor is waited for once, and remembered as long as it lives unchanged."""
     if lengths is None:
         return None
@@ -322,10 +322,10 @@ def _joined(parts: list[Tensor], dim: int = 2) -> Tensor:
     return torch.cat(parts, dim) if len(parts) > 1 and parts[0].dim() > dim else parts[0]
 
 
-def _capability(q: Tensor) -> Capability:
+def capability_of(q: Tensor) -> Capability:
     return torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
 
 
-def _on_device(tensor: Tensor) -> AbstractContextManager[object]:
+def on_device(tensor: Tensor) -> AbstractContextManager[object]:
     """Triton launches on the current device, which need not be the tensor's."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
