@@ -80,7 +80,7 @@ class SelectedAttention(torch.autograd.Function):
             weights = logits.sub_(own_top).exp2_()
             own_total = weights.sum(-1, keepdim=True)
             # The key of the maximum adds 1, so that a sum below 1 is a row without keys: its 0 / 0 is to be 0.
-            own_out = (weights @ rows[2][gathered.keys].to(dtype)).div_(own_total.clamp(min=1))
+            own_out = (weights @ _rows(rows[2], gathered.keys, dtype)).div_(own_total.clamp(min=1))
             at, inside = _own_rows(gathered)
             out[at] = own_out.flatten(0, 1)[inside]
             top[at], total[at] = own_top.flatten()[inside], own_total.flatten()[inside]
@@ -113,20 +113,20 @@ class SelectedAttention(torch.autograd.Function):
             queries = gathered.queries.flatten(1)
             weights = _logits(q_rows, k_rows, gathered, scale, dtype)
             weights = weights.sub_(top[queries][..., None]).exp2_().div_(total[queries].clamp(min=1)[..., None])
-            own_d = d_rows[queries].to(dtype)
-            d_v.index_add_(0, gathered.blocks.flatten(), _by_block(weights.mT @ own_d, gathered))
-            d_logits = (own_d @ v_rows[gathered.keys].to(dtype).mT).sub_(delta[queries][..., None]).mul_(weights)
-            d_q[at] = (d_logits @ k_rows[gathered.keys].to(dtype)).mul_(scale).flatten(0, 1)[inside]
-            own_q = q_rows[queries].to(dtype).mul_(scale)
-            d_k.index_add_(0, gathered.blocks.flatten(), _by_block(d_logits.mT @ own_q, gathered))
+            own_d = _rows(d_rows, queries, dtype)
+            _add_blocks(d_v, weights.mT @ own_d, gathered)
+            d_logits = (own_d @ _rows(v_rows, gathered.keys, dtype).mT).sub_(delta[queries][..., None]).mul_(weights)
+            d_q[at] = (d_logits @ _rows(k_rows, gathered.keys, dtype)).mul_(scale).flatten(0, 1)[inside]
+            own_q = _rows(q_rows, queries, dtype) * scale
+            _add_blocks(d_k, d_logits.mT @ own_q, gathered)
         d_keys, d_values = (_from_blocks(grad, k, chosen) for grad in (d_k, d_v))
         return d_q.view(q.shape).to(q.dtype), d_keys, d_values, None, None
 
 
 def _logits(q_rows: Tensor, k_rows: Tensor, gathered: Gathered, scale: float, dtype: torch.dtype) -> Tensor:
     """Base-2 logits ``[M, R * G, n]``, -inf where a query does not count a key."""
-    queries = q_rows[gathered.queries.flatten(1)].to(dtype).mul_(scale * LOG2_E)
-    logits = queries @ k_rows[gathered.keys].to(dtype).mT
+    queries = _rows(q_rows, gathered.queries.flatten(1), dtype) * (scale * LOG2_E)
+    logits = queries @ _rows(k_rows, gathered.keys, dtype).mT
     rows, group = gathered.queries.shape[1:]
     logits.unflatten(1, (rows, group)).masked_fill_(~gathered.keep[:, :, None], float("-inf"))
     return logits
@@ -138,8 +138,20 @@ def _own_rows(gathered: Gathered) -> tuple[Tensor, Tensor]:
     return gathered.queries.flatten()[inside], inside
 
 
-def _by_block(per_key: Float[Tensor, "M n D"], gathered: Gathered) -> Float[Tensor, "rows numbers"]:
-    return per_key.reshape(gathered.blocks.numel(), -1)
+def _rows(table: Float[Tensor, "rows D"], at: Int[Tensor, "M n"], dtype: torch.dtype) -> Float[Tensor, "M n D"]:
+    return table.index_select(0, at.flatten()).to(dtype).view(*at.shape, table.shape[1])
+
+
+def _add_blocks(grad: Float[Tensor, "blocks numbers"], per_key: Float[Tensor, "M n D"], gathered: Gathered) -> None:
+    """Add what each tile gives to its blocks: a product with ones where tiles and blocks meet, several times faster
+    than adding rows one after the other."""
+    found, which = gathered.blocks.flatten().unique(return_inverse=True)
+    parts = per_key.reshape(len(which), -1)
+    at = torch.stack([which, torch.arange(len(which), device="cpu")])
+    meeting = torch.sparse_coo_tensor(
+        at, torch.ones_like(parts[:, 0]), (len(found), len(which)), check_invariants=False
+    )
+    grad[found] = grad[found].add_(torch.sparse.mm(meeting, parts))
 
 
 def _from_blocks(grad: Float[Tensor, "rows numbers"], k: Tensor, chosen: ChosenKeys) -> Float[Tensor, "B S Hkv D"]:

@@ -8,12 +8,11 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from transformers import DynamicCache
 
-from ..patterns import Anchors, Chunked, Dilated, Global, Pattern, Sinks, Strided, Window
-from ..patterns.pattern import Within
+from ..patterns import Pattern, Window
+from ..patterns.live import live_mask
 from .sparsify import Patterns, layer_patterns
 
 
@@ -76,9 +75,7 @@ def cache_bytes(
 def live_keys(pattern: Pattern, n_keys: int) -> int:
     """How many of the first `n_keys` keys a causal query at position `n_keys` or later may still see.
 
-    A window of W keeps the last W - 1; a chunk, those of the chunk that is not complete; sinks, strides and global
-    positions, their columns. Global queries still to come look at every key, and random blocks may be drawn by any
-    later query: both keep all. A term cut to a window keeps nothing outside it.
+    `live_mask` says which; of patterns that tell examples apart, the example that keeps most counts.
 
     Cost: O(n_keys) bytes and time for each term.
 
@@ -87,44 +84,4 @@ def live_keys(pattern: Pattern, n_keys: int) -> int:
     """
     if pattern.examples is not None:
         return max(live_keys(pattern.example(index), n_keys) for index in range(pattern.examples))
-    keep = np.zeros(n_keys, dtype=bool)
-    for cut in pattern.terms:
-        if isinstance(cut, Within):
-            _mark(keep, cut.term, cut.limit.left)
-        else:
-            _mark(keep, cut, None)
-    return int(keep.sum())
-
-
-def _mark(keep: np.ndarray, term: Pattern, limit: int | None) -> None:
-    """Mark the keys that a later query may see through one term, no further back than `limit` keys from itself."""
-    n = len(keep)
-
-    def first(query: int) -> int:
-        return 0 if limit is None else max(0, min(n, query - limit + 1))
-
-    match term:
-        case Window():
-            keep[max(first(n), n - term.left + 1) :] = True
-        case Chunked():
-            keep[max(first(n), n - n % term.size) :] = True
-        case Sinks():
-            keep[first(n) : term.n] = True
-        case Strided():
-            query = n if term.rows == "all" else n + (term.offset - n) % term.stride
-            columns = np.arange(term.offset, n, term.stride)
-            keep[columns[columns >= first(query)]] = True
-        case Dilated():
-            # A key's next query stands a multiple of the dilation after it; the greatest multiple allowed decides.
-            reach = min(r for r in (term.window and term.window * term.dilation, limit, n + term.dilation) if r)
-            keep[max(0, n - (reach - 1) // term.dilation * term.dilation) :] = True
-        case Global():
-            columns = np.array([p for p in term.shared if first(n) <= p < n], dtype=np.int64)
-            keep[columns] = True
-            later = [p for p in term.shared if p >= n]
-            if later:
-                keep[first(later[0]) :] = True
-        case Anchors():
-            pass
-        case _:
-            keep[first(n) :] = True
+    return int(live_mask(pattern, n_keys).sum())

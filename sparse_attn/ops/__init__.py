@@ -1,7 +1,17 @@
 """The public operations: they check their arguments, choose an implementation, and carry the gradients."""
 
+from .anchors import AnchorState, AnchorWeights, anchor_keys, anchor_scan, pool_blocks
 from .attention import attention
 from .merge import merge
 from .select_blocks import select_blocks
 
-__all__ = ["attention", "merge", "select_blocks"]
+__all__ = [
+    "AnchorState",
+    "AnchorWeights",
+    "anchor_keys",
+    "anchor_scan",
+    "attention",
+    "merge",
+    "pool_blocks",
+    "select_blocks",
+]

@@ -1,7 +1,8 @@
 """Eager oracles, one per operation: slow, plain, float64-capable, sharing no code with what they judge."""
 
+from .anchors import anchor_rows
 from .attention import masked_attention
 from .merge import merge_partial
 from .selected_attention import selected_attention
 
-__all__ = ["masked_attention", "merge_partial", "selected_attention"]
+__all__ = ["anchor_rows", "masked_attention", "merge_partial", "selected_attention"]

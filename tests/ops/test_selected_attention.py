@@ -88,7 +88,7 @@ def test_named_shapes(case: Case, implementation: str) -> None:
     judge_attention(case.inputs(), parse(case.pattern), implementation=implementation, **options)
 
 
-@settings(max_examples=25)
+@settings(max_examples=20)
 @given(patterns(), st.data())
 def test_chosen_blocks_beside_any_pattern(static: Pattern, data: st.DataObject) -> None:
     n_keys = data.draw(st.integers(1, 60), label="S")
@@ -102,7 +102,7 @@ def test_chosen_blocks_beside_any_pattern(static: Pattern, data: st.DataObject) 
     judge_attention(case.inputs(), pattern, causal=causal, implementation="cpu", selected=case.selected())
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(packed(), st.booleans(), st.booleans())
 def test_packed_documents(bounds: tuple[list[int], list[int]], causal: bool, with_anchors: bool) -> None:
     q_bounds, k_bounds = bounds
@@ -170,20 +170,20 @@ def test_gradients_repeat_to_the_bit() -> None:
 @pytest.mark.parametrize("implementation", ["cpu", "reference"])
 def test_a_later_token_changes_nothing_before_it(implementation: str) -> None:
     """In the parallel form, in chunks and token by token, choosing by itself, exactly."""
-    pattern = Window(6) | Sinks(2) | TopBlocks(2, 8)
-    inputs = Case("future", T=70, S=70).inputs()
+    pattern = Window(3) | Sinks(1) | TopBlocks(2, 4)
+    inputs = Case("future", T=36, S=36, D=4).inputs()
 
     def forms(x: dict[str, Tensor]) -> list[Tensor]:
         def upto(start: int, stop: int) -> Tensor:
             part = {"q": x["q"][:, start:stop], "k": x["k"][:, :stop], "v": x["v"][:, :stop]}
             return attention(**part, pattern=pattern, implementation=implementation)
 
-        return [torch.cat([upto(t, min(t + step, 70)) for t in range(0, 70, step)], 1) for step in (70, 32, 1)]
+        return [torch.cat([upto(t, min(t + step, 36)) for t in range(0, 36, step)], 1) for step in (36, 14, 1)]
 
     whole, chunked, decoded = before = forms(inputs)
     torch.testing.assert_close(chunked, whole, rtol=2e-5, atol=2e-6)
     torch.testing.assert_close(decoded, whole, rtol=2e-5, atol=2e-6)
-    for t in (1, 33, 64, 69):
+    for t in (9, 32):
         changed = {name: torch.cat([x[:, :t], torch.randn_like(x[:, t:])], 1) for name, x in inputs.items()}
         for form, old in zip(forms(changed), before, strict=True):
             assert torch.equal(form[:, :t], old[:, :t])

@@ -1,0 +1,215 @@
+"""A self-attention layer through a pattern: projections, rotary positions, grouped heads, and what a pattern learns."""
+
+from itertools import pairwise
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..ops import attention
+from ..ops.anchors import Lengths, row_bounds
+from ..patterns import Anchors, Full, Pattern
+from .anchors import AnchorKeys
+from .rope import rotate
+
+_ONE_ROW = 1 << 40  # a block that holds whatever keys there are
+
+
+@runtime_checkable
+class Cache(Protocol):
+    """What `step` asks of a cache; `sparse_attn.cache.AttentionCache` is one."""
+
+    length: int
+    anchors: Any
+
+    def append(self, k: Tensor, v: Tensor) -> None: ...
+
+    def kept(self) -> tuple[Tensor, Tensor]: ...
+
+    def seen_by_last(self) -> Tensor | None: ...
+
+
+class SparseSelfAttention(nn.Module):
+    """Self-attention whose queries see what a pattern keeps, with the pattern's learned parts inside.
+
+    q, k, v = projections of x;  q, k turned by position;  y = W_out attention(q, k, v, pattern)
+
+    Anchors read keys before they are turned. Row n of them is then turned to position n * block, the first of the queries
+    that see it: a summary stands at most a block away from its reader, wherever both are in the sequence.
+
+    Args:
+        dim: Of the hidden states.
+        heads, kv_heads: Query heads, and key and value heads that they share; `kv_heads` defaults to `heads`.
+        pattern: What each token sees, e.g. ``Window(512) | Anchors(64)``.
+        head_dim: ``dim // heads`` if None.
+        causal: Tokens see no later ones.
+        rope_theta: Base of the rotary embedding; None: no positions.
+        rope_fraction: Share of the head dim that is turned; the rest matches by content alone.
+        pooling: Of the anchors' blocks, "learned" or "mean".
+        implementation: Of attention; None chooses.
+
+    Raises:
+        ValueError: sizes that do not fit together.
+
+    >>> layer = SparseSelfAttention(64, 4, Window(16) | Anchors(8, block=16), kv_heads=2)
+    >>> layer(torch.randn(1, 100, 64)).shape
+    torch.Size([1, 100, 64])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        pattern: Pattern,
+        *,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        causal: bool = True,
+        rope_theta: float | None = 10000.0,
+        rope_fraction: float = 1.0,
+        pooling: str = "learned",
+        implementation: str | None = None,
+    ) -> None:
+        super().__init__()
+        kv_heads = heads if kv_heads is None else kv_heads
+        _check(dim, heads, kv_heads, head_dim, rope_fraction)
+        head_dim = dim // heads if head_dim is None else head_dim
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.pattern, self.causal, self.implementation = pattern, causal, implementation
+        self.rope_theta = rope_theta
+        self.rope_dims = 2 * round(rope_fraction * head_dim / 2)
+        self.q_proj = nn.Linear(dim, heads * head_dim, bias=False)
+        self.k_proj = nn.Linear(dim, kv_heads * head_dim, bias=False)
+        self.v_proj = nn.Linear(dim, kv_heads * head_dim, bias=False)
+        self.out_proj = nn.Linear(heads * head_dim, dim, bias=False)
+        # The pattern's learned parts, one module a term that has any; `_beside` and `_beside_last` hand on what they give.
+        anchors = [term for term in pattern.terms if isinstance(term, Anchors)]
+        self.anchors = (
+            AnchorKeys(kv_heads, head_dim, r=anchors[0].r, block=anchors[0].block, pooling=pooling, causal=causal)
+            if anchors
+            else None
+        )
+
+    def forward(self, x: Float[Tensor, "*B T C"], *, cu_seqlens: Lengths | None = None) -> Float[Tensor, "*B T C"]:
+        """The layer over whole sequences.
+
+        Args:
+            x: ``[B, T, dim]``, packed ``[T, dim]`` with `cu_seqlens`.
+            cu_seqlens: Document boundaries; positions, blocks and attention are each document's own. A tensor on a device
+                is waited for.
+        """
+        bounds = None if cu_seqlens is None else list(map(int, cu_seqlens))
+        q, k, v = self._project(x)
+        positions = _positions(x.shape[-2], bounds, x.device)
+        out = attention(
+            self._turn(q, positions),
+            self._turn(k, positions),
+            v,
+            self.pattern,
+            causal=self.causal,
+            cu_seqlens_q=bounds,
+            implementation=self.implementation,
+            **self._beside(k, v, bounds),
+        )
+        assert isinstance(out, Tensor)
+        return self.out_proj(out.flatten(-2))  # type: ignore[no-any-return]
+
+    def step(self, x: Float[Tensor, "B T C"], cache: Cache) -> Float[Tensor, "B T C"]:
+        """The layer over the next T tokens of sequences whose earlier ones a cache holds.
+
+        A first chunk is read at once; later ones token by token, each with the keys that the pattern keeps for it.
+
+        Args:
+            x: ``[B, T, dim]``, at least one token.
+            cache: ``AttentionCache(pattern)``, new or as the last step left it.
+
+        Raises:
+            NotImplementedError: a layer that is not causal.
+        """
+        if not self.causal:
+            raise NotImplementedError("step: a bidirectional layer reads whole sequences: call it without a cache")
+        if cache.length == 0 and x.shape[1] > 1:
+            q, k, v = self._project(x)
+            positions = _positions(x.shape[1], None, x.device)
+            k_turned = self._turn(k, positions)
+            extra: dict[str, Any] = {}
+            if self.anchors is not None:
+                extra_k, extra_v = cache.anchors.extend(k, v, self.anchors.weights)
+                extra = self._placed(extra_k, extra_v, None)
+            cache.append(k_turned, v)
+            out = attention(
+                self._turn(q, positions), k_turned, v, self.pattern, implementation=self.implementation, **extra
+            )
+            assert isinstance(out, Tensor)
+            return self.out_proj(out.flatten(-2))  # type: ignore[no-any-return]
+        return torch.cat([self._step_one(token, cache) for token in x.split(1, 1)], 1)
+
+    def _step_one(self, x: Float[Tensor, "B 1 C"], cache: Cache) -> Float[Tensor, "B 1 C"]:
+        q, k, v = self._project(x)
+        at = torch.full((1,), cache.length, device=x.device)
+        seen: Pattern = Full()
+        extra = self._beside_last(k, v, cache)
+        if extra:
+            seen = seen | Anchors(extra["extra_k"].shape[2], _ONE_ROW)
+        cache.append(self._turn(k, at), v)
+        keys, values = cache.kept()
+        chosen = cache.seen_by_last()
+        if chosen is not None:
+            chosen = chosen.to(keys.device)
+            keys, values = keys[:, chosen], values[:, chosen]
+        out = attention(self._turn(q, at), keys, values, seen, implementation=self.implementation, **extra)
+        assert isinstance(out, Tensor)
+        return self.out_proj(out.flatten(-2))  # type: ignore[no-any-return]
+
+    def _beside(self, k: Tensor, v: Tensor, bounds: list[int] | None) -> dict[str, Any]:
+        """What attention takes beside the sequence's own keys, made from keys before they are turned."""
+        if self.anchors is None:
+            return {}
+        extra_k, extra_v = self.anchors(k, v, cu_seqlens=bounds)
+        return self._placed(extra_k, extra_v, bounds)
+
+    def _beside_last(self, k: Tensor, v: Tensor, cache: Cache) -> dict[str, Any]:
+        """The same for one token more."""
+        if self.anchors is None:
+            return {}
+        row = cache.length // self.anchors.block
+        extra_k, extra_v = cache.anchors.extend(k, v, self.anchors.weights)
+        return self._placed(extra_k, extra_v, None, first_row=row)
+
+    def _placed(self, extra_k: Tensor, extra_v: Tensor, bounds: list[int] | None, first_row: int = 0) -> dict[str, Any]:
+        """Rows of anchors, turned to where the queries begin that see them."""
+        assert self.anchors is not None
+        block = self.anchors.block
+        n_rows, r = extra_k.shape[-4:-2]
+        rows = _positions(n_rows, None if bounds is None else row_bounds(bounds, block), extra_k.device) + first_row
+        turned = self._turn(extra_k.flatten(-4, -3), (rows * block).repeat_interleave(r))
+        return {"extra_k": turned.unflatten(-3, (n_rows, r)), "extra_v": extra_v}
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        return tuple(t.unflatten(-1, (-1, self.head_dim)) for t in (q, k, v))  # type: ignore[return-value]
+
+    def _turn(self, x: Tensor, positions: Tensor) -> Tensor:
+        return x if self.rope_theta is None else rotate(x, positions, self.rope_theta, dims=self.rope_dims)
+
+
+def _positions(n: int, bounds: list[int] | None, device: torch.device) -> Int[Tensor, " T"]:
+    """Each token's position in its document."""
+    if bounds is None:
+        return torch.arange(n, device=device)
+    return torch.cat(
+        [torch.arange(stop - start, device=device) for start, stop in pairwise(bounds)] or [torch.arange(0)]
+    )
+
+
+def _check(dim: int, heads: int, kv_heads: int, head_dim: int | None, rope_fraction: float) -> None:
+    for name, size in (("dim", dim), ("heads", heads), ("kv_heads", kv_heads)):
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+    if heads % kv_heads:
+        raise ValueError(f"heads must be a multiple of kv_heads {kv_heads}, got {heads}")
+    if head_dim is None and dim % heads:
+        raise ValueError(f"dim must be a multiple of heads {heads} unless head_dim is given, got {dim}")
+    if not 0.0 <= rope_fraction <= 1.0:
+        raise ValueError(f"rope_fraction must lie between 0 and 1, got {rope_fraction}")

@@ -1,0 +1,282 @@
+"""Learned anchors: blocks pooled to one key and one value each, and a running softmax over the blocks before each block."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Lengths = Sequence[int] | Tensor
+
+
+class AnchorState(NamedTuple):
+    """A running softmax over blocks: all that is kept of the blocks read so far, whatever their number.
+
+    Attributes:
+        top: The largest logit so far, ``[*B, R, Hkv]``; float32 (float64 inputs: float64), as all four. Carries no
+            gradient: the other three are only scaled by exp(-top).
+        total: Sum of exp(logit - top), ``[*B, R, Hkv]``.
+        key_sums, value_sums: Sums of exp(logit - top) times key or value, ``[*B, R, Hkv, D]``.
+    """
+
+    top: Tensor
+    total: Tensor
+    key_sums: Tensor
+    value_sums: Tensor
+
+    @property
+    def row(self) -> tuple[Tensor, Tensor]:
+        """The summary keys and values of these blocks, ``[*B, R, Hkv, D]``."""
+        return self.key_sums / self.total[..., None], self.value_sums / self.total[..., None]
+
+
+class AnchorWeights(NamedTuple):
+    """What is learned of anchors.
+
+    Attributes:
+        queries: ``[Hkv, R, D]``.
+        initial_logit, initial_k, initial_v: The element that stands before every document's first block, ``[Hkv, R]``
+            and ``[Hkv, R, D]``: the first row is it alone, and no row is ever empty. Logits must be finite.
+        pooling: ``[Hkv, D]``, the query of learned pooling; None: blocks are pooled by their mean.
+    """
+
+    queries: Tensor
+    initial_logit: Tensor
+    initial_k: Tensor
+    initial_v: Tensor
+    pooling: Tensor | None = None
+
+    @property
+    def initial(self) -> AnchorState:
+        """The state before the first block, ``[R, Hkv]`` and ``[R, Hkv, D]``."""
+        wide = torch.float64 if self.queries.dtype == torch.float64 else torch.float32
+        logit = self.initial_logit.t().to(wide)
+        top = logit.detach().contiguous()
+        total = torch.exp(logit - top)  # 1, with the logit's gradient
+        k, v = (total[..., None] * x.transpose(0, 1).to(wide) for x in (self.initial_k, self.initial_v))
+        return AnchorState(top, total, k, v)
+
+
+def pool_blocks(
+    k: Float[Tensor, "*B S Hkv D"],
+    v: Float[Tensor, "*B S Hkv D"],
+    block: int,
+    *,
+    query: Float[Tensor, "Hkv D"] | None = None,
+    scale: float | None = None,
+    cu_seqlens: Lengths | None = None,
+) -> tuple[Float[Tensor, "*B N Hkv D"], Float[Tensor, "*B N Hkv D"]]:
+    """One key and one value for each block of keys.
+
+    pooled[n,h] = sum_t w[t,h] x[t,h] over the tokens t of block n, x = k or v, with the same weights for both
+    w = 1 / (tokens of the block), or softmax_t(scale * k[t,h] @ query[h])
+
+    Args:
+        k, v: ``[B, S, Hkv, D]``, packed ``[S, Hkv, D]`` with `cu_seqlens`; float16, bfloat16, float32 or float64.
+        block: Tokens of a block, at least 1. N = ceil(S / block), counted in each document; a last block that is not
+            complete is pooled from the tokens that it has.
+        query: Learned pooling; None: mean. A query of zeros is the mean too.
+        scale: Logit multiplier; ``D ** -0.5`` if None.
+        cu_seqlens: Document boundaries ``[documents + 1]``; documents' blocks stand one after the other.
+
+    Returns:
+        Pooled keys and values in their dtype, summed in float32 (float64).
+
+    Raises:
+        ValueError: shapes that disagree, a block below 1, or boundaries that do not fit.
+
+    Differentiable. Cost: O(S x Hkv x D).
+    Source: learned pooling of blocks: Yuan et al. 2025, arXiv:2502.11089 (there by a small network).
+
+    >>> pool_blocks(k, v, 128)[0].shape
+    torch.Size([1, 3, 2, 64])
+    """
+    _check_keys(k, v, block)
+    if query is not None and query.shape != k.shape[-2:]:
+        raise ValueError(f"query must have shape {tuple(k.shape[-2:])} (Hkv, D), got {tuple(query.shape)}")
+    scale = k.shape[-1] ** -0.5 if scale is None else scale
+    parts: list[tuple[Tensor, Tensor]] = []
+    for start, stop in pairwise(_bounds(cu_seqlens, k.shape[-3])):
+        whole = start + (stop - start) // block * block
+        for first, end, size in ((start, whole, block), (whole, stop, stop - whole)):
+            if first < end or start == stop:
+                own_k, own_v = (x[..., first:end, :, :].unflatten(-3, (-1, max(size, 1))) for x in (k, v))
+                parts.append(_pool(own_k, own_v, query, scale))
+    if not parts:
+        return k[..., :0, :, :], v[..., :0, :, :]
+    return torch.cat([part[0] for part in parts], -3), torch.cat([part[1] for part in parts], -3)
+
+
+def _pool(k: Tensor, v: Tensor, query: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Pooled over the last dim but three."""
+    wide_k, wide_v = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (k, v))
+    if query is None:
+        pooled_k, pooled_v = wide_k.mean(-3), wide_v.mean(-3)
+    else:
+        logits = (wide_k * (query.to(wide_k.dtype) * scale)).sum(-1, keepdim=True)
+        weights = logits.softmax(-3)
+        pooled_k, pooled_v = (weights * wide_k).sum(-3), (weights * wide_v).sum(-3)
+    return pooled_k.to(k.dtype), pooled_v.to(v.dtype)
+
+
+def anchor_scan(
+    queries: Float[Tensor, "Hkv R D"],
+    pooled_k: Float[Tensor, "*B N Hkv D"],
+    pooled_v: Float[Tensor, "*B N Hkv D"],
+    initial: AnchorState,
+    *,
+    causal: bool = True,
+    scale: float | None = None,
+    cu_rows: Sequence[int] | None = None,
+) -> tuple[Float[Tensor, "*B N R Hkv D"], Float[Tensor, "*B N R Hkv D"], AnchorState]:
+    """A running softmax over blocks: what R queries read of the blocks strictly before each block.
+
+    extra_k[n,r,h] = (exp(l0) k0 + sum_{m<n} exp(l[m,r,h]) pooled_k[m,h]) / (exp(l0) + sum_{m<n} exp(l[m,r,h]))
+    l[m,r,h] = scale * queries[h,r] @ pooled_k[m,h];  l0, k0: the initial element; extra_v from pooled_v likewise
+
+    Args:
+        queries: ``[Hkv, R, D]``.
+        pooled_k, pooled_v: ``[B, N, Hkv, D]``, packed ``[N, Hkv, D]`` with `cu_rows`.
+        initial: What was read before: `AnchorWeights.initial`, or the state that an earlier call returned. Its tensors
+            ``[R, Hkv, ...]`` serve every example (packed: every document), or there is one for each.
+        causal: If False, every row of a document reads all of its N blocks: one row, repeated.
+        scale: Logit multiplier; ``D ** -0.5`` if None.
+        cu_rows: Boundaries of the documents among the N rows; every document starts from `initial`.
+
+    Returns:
+        Rows in the dtype of `pooled_k`, and the state after the last block (packed: ``[documents, R, Hkv, ...]``), from
+        which a later call goes on.
+
+    Raises:
+        ValueError: shapes that disagree, or boundaries that do not fit.
+
+    A row's bits hang on the blocks before it alone: a sequence read whole, in chunks, or block by block gives the same.
+    Differentiable in everything, the state included. Cost: O(N x R x Hkv x D) time and memory, N steps one after another.
+    Source: Katharopoulos et al. 2020, arXiv:2006.16236 (causal attention by state); Milakov and Gimelshein 2018,
+    arXiv:1805.02867 (online softmax).
+    """
+    _check_scan(queries, pooled_k, pooled_v)
+    packed = cu_rows is not None
+    bounds = _bounds(cu_rows, pooled_k.shape[-3], name="cu_rows")
+    n_states = len(bounds) - 1 if packed else pooled_k.shape[:-3].numel()
+    states = _expanded(initial, n_states, queries)
+    by_row = queries.transpose(0, 1).to(states.total.dtype) * (queries.shape[-1] ** -0.5 if scale is None else scale)
+    k, v = (x.reshape(1 if packed else n_states, *x.shape[-3:]) for x in (pooled_k, pooled_v))
+    found = []
+    for index, (start, stop) in enumerate(pairwise(bounds)):
+        own = AnchorState(*(x[index : index + 1] if packed else x for x in states))
+        found.append(_scan_document(by_row, k[:, start:stop], v[:, start:stop], own, causal))
+    if not found:
+        empty = pooled_k.new_empty(0, queries.shape[1], *pooled_k.shape[-2:])
+        return empty, empty, states
+    rows_k, rows_v = (
+        torch.cat(parts, 1) if packed else parts[0] for parts in ([f[0] for f in found], [f[1] for f in found])
+    )
+    state = AnchorState(*(torch.cat(parts) for parts in zip(*[f[2] for f in found], strict=True)))
+    lead = pooled_k.shape[:-3]
+    if not packed:
+        state = AnchorState(*(x.reshape(*lead, *x.shape[1:]) for x in state))
+    shape = (*lead, *rows_k.shape[1:])
+    return rows_k.to(pooled_k.dtype).reshape(shape), rows_v.to(pooled_v.dtype).reshape(shape), state
+
+
+def _scan_document(
+    queries: Tensor, k: Tensor, v: Tensor, state: AnchorState, causal: bool
+) -> tuple[Tensor, Tensor, AnchorState]:
+    from ..cpu.anchor_scan import scan_blocks
+
+    rows_k, rows_v, *after = scan_blocks(queries, k, v, *state)
+    state = AnchorState(*after)
+    if not causal:
+        rows_k, rows_v = (x[:, None].expand(-1, k.shape[1], -1, -1, -1) for x in state.row)
+    return rows_k, rows_v, state
+
+
+def anchor_keys(
+    k: Float[Tensor, "*B S Hkv D"],
+    v: Float[Tensor, "*B S Hkv D"],
+    weights: AnchorWeights,
+    block: int,
+    *,
+    causal: bool = True,
+    cu_seqlens: Lengths | None = None,
+) -> tuple[Float[Tensor, "*B N R Hkv D"], Float[Tensor, "*B N R Hkv D"]]:
+    """The extra keys and values of an `Anchors` term: blocks pooled, then scanned.
+
+    Args:
+        k, v: Keys before any rotary embedding, and values; shapes of `pool_blocks`.
+        weights: What is learned; see `AnchorWeights`.
+        block: The term's block.
+        causal: Row n reads the blocks before block n: a last block that is not complete is in no row. If False, every
+            row reads all blocks of its document.
+        cu_seqlens: Document boundaries of packed keys.
+
+    Returns:
+        extra_k, extra_v as `attention` takes them, ``[B, ceil(S / block), R, Hkv, D]``, in k's dtype.
+
+    Raises:
+        ValueError: as `pool_blocks` and `anchor_scan`.
+    """
+    bounds = _bounds(cu_seqlens, k.shape[-3])
+    pooled_k, pooled_v = pool_blocks(
+        k, v, block, query=weights.pooling, cu_seqlens=None if cu_seqlens is None else bounds
+    )
+    rows = None if cu_seqlens is None else row_bounds(bounds, block)
+    extra_k, extra_v, _ = anchor_scan(weights.queries, pooled_k, pooled_v, weights.initial, causal=causal, cu_rows=rows)
+    return extra_k, extra_v
+
+
+def row_bounds(cu_seqlens: Sequence[int], block: int) -> list[int]:
+    """Where each document's rows of extra keys begin, ceil(length / block) rows a document; and their end.
+
+    >>> row_bounds([0, 300, 310], 128)
+    [0, 3, 4]
+    """
+    bounds = [0]
+    for start, stop in pairwise(cu_seqlens):
+        bounds.append(bounds[-1] - (start - stop) // block)
+    return bounds
+
+
+def _expanded(state: AnchorState, count: int, queries: Tensor) -> AnchorState:
+    """The state for each example or document."""
+    heads, r, d = queries.shape
+    shapes = ((r, heads), (r, heads), (r, heads, d), (r, heads, d))
+    found = []
+    for name, tensor, shape in zip(AnchorState._fields, state, shapes, strict=True):
+        lead = tensor.shape[: tensor.dim() - len(shape)]
+        if tuple(tensor.shape[len(lead) :]) != shape or lead.numel() not in (1, count):
+            raise ValueError(
+                f"initial.{name} must have shape {shape} (R, Hkv, ...), alone or behind {count} examples or documents, got "
+                f"{tuple(tensor.shape)}"
+            )
+        found.append(tensor.reshape(-1, *shape).expand(count, *shape))
+    return AnchorState(*found)
+
+
+def _check_keys(k: Tensor, v: Tensor, block: int) -> None:
+    if v.shape != k.shape or v.dtype != k.dtype:
+        raise ValueError(f"v must have k's shape {tuple(k.shape)} and dtype {k.dtype}, got {tuple(v.shape)}, {v.dtype}")
+    if isinstance(block, bool) or not isinstance(block, int) or block < 1:
+        raise ValueError(f"block must be a positive integer, got {block!r}")
+
+
+def _check_scan(queries: Tensor, k: Tensor, v: Tensor) -> None:
+    if v.shape != k.shape:
+        raise ValueError(f"pooled_v must have pooled_k's shape {tuple(k.shape)}, got {tuple(v.shape)}")
+    if queries.dim() != 3 or (queries.shape[0], queries.shape[2]) != tuple(k.shape[-2:]):
+        raise ValueError(
+            f"queries must have shape (Hkv, R, D) with Hkv={k.shape[-2]} and D={k.shape[-1]}, got {tuple(queries.shape)}"
+        )
+
+
+def _bounds(lengths: Lengths | None, n: int, name: str = "cu_seqlens") -> list[int]:
+    """Document boundaries as numbers; without documents the whole is one."""
+    if lengths is None:
+        return [0, n]
+    bounds = [int(x) for x in (lengths.tolist() if isinstance(lengths, Tensor) else lengths)]
+    if not bounds or bounds[0] != 0 or bounds[-1] != n or any(a > b for a, b in pairwise(bounds)):
+        raise ValueError(f"{name} must run from 0 to {n} and never decrease, got {bounds}")
+    return bounds
