@@ -21,6 +21,7 @@ class FactChains:
         hops, chains: Pairs of a chain, and chains.
         questions: How many are asked. `hops * chains` asks for every token that has a pair, in a drawn order, the middle
             of chains too; fewer ask only for first tokens, where all hops must be taken, of different chains.
+        facts_in: The share of the document, from its beginning, in which pairs lie.
         filler, vocabulary: Token 0 is the mark, filler words are 1 to `filler`, and names come from the rest, each drawn
             once.
 
@@ -32,6 +33,7 @@ class FactChains:
     hops: int
     chains: int
     questions: int = 1
+    facts_in: float = 1.0
     filler: int = 255
     vocabulary: int = 8192
 
@@ -41,12 +43,19 @@ class FactChains:
             raise ValueError(f"hops and chains must be at least 1, got {self.hops} and {self.chains}")
         if not 1 <= self.questions <= self.chains and self.questions != pairs:
             raise ValueError(f"questions must be 1 to {self.chains} (first tokens) or {pairs} (all), got {self.questions}")
-        if 3 * pairs + 2 * self.questions > self.tokens:
-            raise ValueError(f"tokens must be at least {3 * pairs + 2 * self.questions} for these pairs and questions, "
-                             f"got {self.tokens}")  # fmt: skip
+        if not 0.0 < self.facts_in <= 1.0:
+            raise ValueError(f"facts_in must lie above 0 and at most at 1, got {self.facts_in}")
+        if 3 * pairs > self.room:
+            raise ValueError(f"tokens must leave {3 * pairs} for {pairs} pairs before {self.questions} questions, "
+                             f"got {self.tokens}, of which {self.room} may hold pairs")  # fmt: skip
         if self.filler < 1 or self.vocabulary - 1 - self.filler < self.chains * (self.hops + 1):
             raise ValueError(f"vocabulary must hold the mark, {self.filler} filler words and "
                              f"{self.chains * (self.hops + 1)} names, got {self.vocabulary}")  # fmt: skip
+
+    @property
+    def room(self) -> int:
+        """Tokens among which the pairs lie, from the document's first on."""
+        return int((self.tokens - 2 * self.questions) * self.facts_in)
 
     def draw(self, examples: int, generator: torch.Generator) -> Batch:
         device, pairs = generator.device, self.hops * self.chains
@@ -57,7 +66,7 @@ class FactChains:
         names = names.view(examples, self.chains, self.hops + 1)
         first, second = names[:, :, :-1].flatten(1), names[:, :, 1:].flatten(1)
         # Places with room for a pair and a filler word: different ones of a row from which two tokens a pair were taken.
-        starts = different(examples, body - 2 * pairs, pairs, generator)
+        starts = different(examples, self.room - 2 * pairs, pairs, generator)
         starts = starts + 2 * (starts[:, :, None] > starts[:, None, :]).sum(-1)
         tokens = torch.randint(
             1, self.filler + 1, (examples, self.tokens), generator=generator, device=device, dtype=torch.int64
