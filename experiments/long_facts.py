@@ -44,7 +44,9 @@ FAR = 0.36
 
 def model_of(pattern: str, seed: int, sizes: "Sizes") -> LanguageModel:
     torch.manual_seed(seed)
-    mixers = [SparseSelfAttention(sizes.width, sizes.heads, parse(pattern), rope_theta=None) for _ in range(sizes.layers)]
+    mixers = [
+        SparseSelfAttention(sizes.width, sizes.heads, parse(pattern), rope_theta=None) for _ in range(sizes.layers)
+    ]
     return LanguageModel(8192, sizes.width, mixers, kernel=4, mlp=sizes.mlp)
 
 
@@ -80,7 +82,9 @@ def main() -> None:
     parser.add_argument("--base-steps", type=int, default=3500)
     parser.add_argument("--base-batch", type=int, default=128)
     parser.add_argument("--base-rate", type=float, default=1e-3)
-    parser.add_argument("--stages", nargs="+", default=["1024x16x300", "4096x4x200", "16384x2x300"], help="tokens x batch x steps")
+    parser.add_argument(
+        "--stages", nargs="+", default=["1024x16x300", "4096x4x200", "16384x2x300"], help="tokens x batch x steps"
+    )
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--tests", type=float, default=1.0, help="share of the test documents")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing that would not end by then")
@@ -115,9 +119,18 @@ def main() -> None:
         short = tests_of(1024, args.tests, device) if not args.tiny else {}
         result = measured(base, short, autocast)
         weights = sum(p.numel() for p in base.parameters())
-        print(f"base of seed {seed}: {weights:,} weights, {time.monotonic() - began:.0f} s, at 1,024 tokens {result}", flush=True)
+        print(
+            f"base of seed {seed}: {weights:,} weights, {time.monotonic() - began:.0f} s, at 1,024 tokens {result}",
+            flush=True,
+        )
         with args.out.open("a") as file:
-            line = about | {"variant": "base", "seed": seed, "weights": weights, "losses": losses, "tests_at_1024": result}
+            line = about | {
+                "variant": "base",
+                "seed": seed,
+                "weights": weights,
+                "losses": losses,
+                "tests_at_1024": result,
+            }
             file.write(json.dumps(line) + "\n")
         del trainer
         for name, text in wanted.items():
@@ -142,7 +155,10 @@ def main() -> None:
             line["seconds"] = round(took, 1)
             with args.out.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-            print(f"{name}, seed {seed}: {took:.0f} s {line['stage_seconds']}, losses {line['losses'][-6:]}, {line['tests']}", flush=True)
+            print(
+                f"{name}, seed {seed}: {took:.0f} s {line['stage_seconds']}, losses {line['losses'][-6:]}, {line['tests']}",
+                flush=True,
+            )
 
 
 def extended(
@@ -167,7 +183,13 @@ def extended(
     begin = time.monotonic()
     found = measured(model, tests, autocast)
     seconds.append(round(time.monotonic() - begin, 1))
-    return {"weights": sum(p.numel() for p in model.parameters()), "captured": capture, "stage_seconds": seconds, "losses": losses, "tests": found}
+    return {
+        "weights": sum(p.numel() for p in model.parameters()),
+        "captured": capture,
+        "stage_seconds": seconds,
+        "losses": losses,
+        "tests": found,
+    }
 
 
 def trained(trainer: Trainer, began: float, steps: int | None = None) -> list[float]:

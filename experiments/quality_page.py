@@ -79,7 +79,10 @@ def values_of(runs: list[Run], test: str) -> list[float]:
 
 
 def recall_table(runs: list[Run]) -> list[str]:
-    lines = ["| attention | published | within one layer's reach | ours: mean (least-most) | runs |", "|---|---|---|---|---|"]
+    lines = [
+        "| attention | published | within one layer's reach | ours: mean (least-most) | runs |",
+        "|---|---|---|---|---|",
+    ]
     for name, (window, published) in PUBLISHED.items():
         found: dict[float, list[float]] = defaultdict(list)
         for run in runs:
@@ -87,7 +90,11 @@ def recall_table(runs: list[Run]) -> list[str]:
                 found[run["rate"]].append(run["accuracy"])
         best = max(found.values(), key=mean, default=[])
         rate = next((rate for rate, values in found.items() if values is best), None)
-        count = f"{len(best)} seed{'s' * (len(best) != 1)} at rate {rate:g}, best of {len(found)} rates" if best else MISSING
+        count = (
+            f"{len(best)} seed{'s' * (len(best) != 1)} at rate {rate:g}, best of {len(found)} rates"
+            if best
+            else MISSING
+        )
         lines.append(f"| {name} | {published:.2f} | {within_reach(window):.3f} | {cell(best)} | {count} |")
     return lines
 
@@ -125,7 +132,9 @@ def verdicts(found: dict[str, list[Run]]) -> list[str]:
     if not dense:
         return ["- Dense attention was not run: nothing here can be compared."]
     state = "so the comparison stands" if min(dense) > 0.95 else "so the comparison says little where dense is weak"
-    lines.append(f"- Dense attention: {min(dense):.3f} on its weakest task (means over seeds); the set-up asks for above 0.95, {state}.")
+    lines.append(
+        f"- Dense attention: {min(dense):.3f} on its weakest task (means over seeds); the set-up asks for above 0.95, {state}."
+    )
     met = []
     for name in order(found):
         shares = [s for place in ("far", "anywhere") for s in kept(found, name, place).values()]
@@ -136,14 +145,18 @@ def verdicts(found: dict[str, list[Run]]) -> list[str]:
             lines.append(f"- Goal (at least 99% of dense accuracy on every task at no more than a sixth of the FLOPs): met by {name}, "
                          f"{100 * least:.1f}% on its weakest task at 1/{1 / cost:.1f} of the FLOPs, {seeds} seed{'s' * (seeds != 1)}.")  # fmt: skip
     else:
-        lines.append("- Goal (at least 99% of dense accuracy on every task at no more than a sixth of the FLOPs): met by no variant that was run.")
+        lines.append(
+            "- Goal (at least 99% of dense accuracy on every task at no more than a sixth of the FLOPs): met by no variant that was run."
+        )
     for name, claim in (
         ("window + anchors", "Published: a window and 64 anchors keep 97.3% of dense accuracy on multi-hop tasks at one sixth of the compute."),
         ("window", "Published: a window alone drops to 81% on questions across documents."),
     ):  # fmt: skip
         if found.get(name):
             far, anywhere = kept(found, name, "far"), kept(found, name, "anywhere")
-            lines.append(f"- {claim} Here, of dense accuracy: facts anywhere {listed(anywhere)}; facts more than 10,000 tokens away {listed(far)}.")
+            lines.append(
+                f"- {claim} Here, of dense accuracy: facts anywhere {listed(anywhere)}; facts more than 10,000 tokens away {listed(far)}."
+            )
         else:
             lines.append(f"- {claim} Here: not run.")
     return lines
@@ -153,7 +166,10 @@ def picture(found: dict[str, list[Run]], path: Path) -> None:
     names = [name for name in order(found) if found.get(name)]
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.6), sharey=True)
     for axis, place, title in zip(
-        axes, ("far", "anywhere"), ("facts more than 10,000 tokens away", "facts anywhere in 16,384 tokens"), strict=True
+        axes,
+        ("far", "anywhere"),
+        ("facts more than 10,000 tokens away", "facts anywhere in 16,384 tokens"),
+        strict=True,
     ):
         for number, name in enumerate(names):
             rows = [values_of(found[name], f"{task}, {place}") for task in TASKS]
@@ -177,7 +193,14 @@ def recall_picture(runs: list[Run], path: Path) -> None:
     for index, (name, (window, published)) in enumerate(PUBLISHED.items()):
         values = [run["accuracy"] for run in runs if run["pattern"] == name]
         axis.plot([index], [published], "o", mfc="none", color="black", label="published" if index == 0 else None)
-        axis.plot([index], [within_reach(window)], "_", color="gray", markersize=22, label="within reach" if index == 0 else None)
+        axis.plot(
+            [index],
+            [within_reach(window)],
+            "_",
+            color="gray",
+            markersize=22,
+            label="within reach" if index == 0 else None,
+        )
         axis.plot([index] * len(values), values, "x", color="tab:blue", label="ours, each run" if index == 0 else None)
     axis.set_xticks(range(len(PUBLISHED)), list(PUBLISHED))
     axis.set_ylim(0, 1.05)
@@ -193,7 +216,9 @@ def page(recall_runs: list[Run], long_runs: list[Run]) -> str:
     bases = [run for run in long_runs if run["variant"] == "base"]
     about = (bases or long_runs or [{}])[0]
     devices = sorted({run["device"] for run in [*recall_runs, *long_runs]})
-    stages = ", ".join("{} tokens x {} documents x {} steps".format(*stage.split("x")) for stage in about.get("stages", []))
+    stages = ", ".join(
+        "{} tokens x {} documents x {} steps".format(*stage.split("x")) for stage in about.get("stages", [])
+    )
     missing = [name for name in VARIANTS if not found.get(name)]
     few = [f"{name} ({len(found[name])})" for name in order(found) if found.get(name) and len(found[name]) < 3]
     lines = [
@@ -258,7 +283,9 @@ def page(recall_runs: list[Run], long_runs: list[Run]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page is not that of the results")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 if the page is not that of the results"
+    )
     args = parser.parse_args()
     recall_runs, long_runs = read("recall.jsonl"), read("long_facts.jsonl")
     text = page(recall_runs, long_runs)

@@ -44,7 +44,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--examples", type=int, default=1000, help="of each tested setting")
     parser.add_argument("--batch", type=int, default=BATCH)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop training then, and test what there is")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="stop training then, and test what there is"
+    )
     args = parser.parse_args()
     began = time.monotonic()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -85,7 +87,9 @@ def main() -> None:
 def tested(trainer: Trainer, tests: list[Batch], autocast: torch.dtype | None) -> dict[str, Any]:
     found = {}
     for (tokens, pairs), batch in zip(TESTED, tests, strict=True):
-        found[f"{tokens} tokens, {pairs} pairs"] = round(accuracy(trainer.model, batch, examples=128, autocast=autocast), 4)
+        found[f"{tokens} tokens, {pairs} pairs"] = round(
+            accuracy(trainer.model, batch, examples=128, autocast=autocast), 4
+        )
     return {"accuracy": round(sum(found.values()) / len(found), 4), "by_setting": found, "loss": trainer.recent_loss()}
 
 

@@ -26,7 +26,9 @@ class Block(nn.Module):
         self.convolution = ShortConvolution(width, kernel) if kernel else None
         self.mixer = mixer
         self.mlp = (
-            nn.Sequential(nn.RMSNorm(width), nn.Linear(width, mlp, bias=False), nn.GELU(), nn.Linear(mlp, width, bias=False))
+            nn.Sequential(
+                nn.RMSNorm(width), nn.Linear(width, mlp, bias=False), nn.GELU(), nn.Linear(mlp, width, bias=False)
+            )
             if mlp
             else None
         )

@@ -42,7 +42,9 @@ class FactChains:
         if self.hops < 1 or self.chains < 1:
             raise ValueError(f"hops and chains must be at least 1, got {self.hops} and {self.chains}")
         if not 1 <= self.questions <= self.chains and self.questions != pairs:
-            raise ValueError(f"questions must be 1 to {self.chains} (first tokens) or {pairs} (all), got {self.questions}")
+            raise ValueError(
+                f"questions must be 1 to {self.chains} (first tokens) or {pairs} (all), got {self.questions}"
+            )
         if not 0.0 < self.facts_in <= 1.0:
             raise ValueError(f"facts_in must lie above 0 and at most at 1, got {self.facts_in}")
         if 3 * pairs > self.room:

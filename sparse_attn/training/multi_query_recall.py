@@ -32,7 +32,9 @@ class MultiQueryRecall:
         if self.tokens % 2 or self.pairs < 1 or 4 * self.pairs > self.tokens:
             raise ValueError(f"tokens must be even and at least 4 times the {self.pairs} pairs, got {self.tokens}")
         if self.vocabulary < 4 * self.pairs:
-            raise ValueError(f"vocabulary must be at least {4 * self.pairs}, four times the pairs, got {self.vocabulary}")
+            raise ValueError(
+                f"vocabulary must be at least {4 * self.pairs}, four times the pairs, got {self.vocabulary}"
+            )
 
     def draw(self, examples: int, generator: torch.Generator) -> Batch:
         device, half, pairs = generator.device, self.vocabulary // 2, self.pairs

@@ -55,7 +55,10 @@ def test_logits_at_positions_are_those_of_all() -> None:
     ("build", "message"),
     [
         (lambda: LanguageModel(10, 8, []), "mixers must name at least one block, got none"),
-        (lambda: LanguageModel(10, 8, [nn.Identity()], kernel=[3, 3]), "kernel must be one number or 1, one a mixer, got 2"),
+        (
+            lambda: LanguageModel(10, 8, [nn.Identity()], kernel=[3, 3]),
+            "kernel must be one number or 1, one a mixer, got 2",
+        ),
         (lambda: ShortConvolution(4, 0), "width and kernel must be at least 1, got 4 and 0"),
     ],
 )

@@ -1,5 +1,7 @@
 """What the device's generators draw, judged by rules and, for recall, by the distribution of the host's generator."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -59,7 +61,7 @@ def test_chains_can_be_followed_to_the_answer(
         links, places = facts_of(row[:body])
         assert len(links) == hops * chains
         assert max(places) + 1 < task.room
-        assert all(later - place >= 3 for place, later in zip(places, places[1:], strict=False))
+        assert all(later - place >= 3 for place, later in itertools.pairwise(places))
         assert at == list(range(body, tokens, 2))
         assert all(row[position + 1] == 0 for position in at)
         assert len({row[position] for position in at}) == questions
@@ -96,7 +98,10 @@ def test_places_are_drawn_evenly() -> None:
         (lambda: FactChains(20, 2, 4), "tokens must leave 24 for 8 pairs before 1 questions, got 20"),
         (lambda: FactChains(64, 0, 4), "hops and chains must be at least 1, got 0 and 4"),
         (lambda: FactChains(64, 2, 4, 5), r"questions must be 1 to 4 \(first tokens\) or 8 \(all\), got 5"),
-        (lambda: FactChains(64, 2, 4, filler=60, vocabulary=64), "vocabulary must hold the mark, 60 filler words and 12 names"),
+        (
+            lambda: FactChains(64, 2, 4, filler=60, vocabulary=64),
+            "vocabulary must hold the mark, 60 filler words and 12 names",
+        ),
         (lambda: FactChains(64, 2, 4, facts_in=0.0), "facts_in must lie above 0 and at most at 1, got 0.0"),
         (lambda: MultiQueryRecall(30, 8), "tokens must be even and at least 4 times the 8 pairs, got 30"),
     ],
