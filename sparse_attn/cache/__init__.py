@@ -2,5 +2,6 @@
 
 from .anchors import AnchorCache
 from .attention import AttentionCache
+from .blocks import BlockCache
 
-__all__ = ["AnchorCache", "AttentionCache"]
+__all__ = ["AnchorCache", "AttentionCache", "BlockCache"]

@@ -7,8 +7,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..patterns import Anchors, Pattern
+from ..patterns.chosen import split_choice
 from ..patterns.live import live_mask
 from .anchors import AnchorCache
+from .blocks import BlockCache
 
 
 class AttentionCache:
@@ -22,6 +24,7 @@ class AttentionCache:
         length: Tokens read so far.
         positions: Of the keys that are kept, in order.
         anchors: The cache of the pattern's anchors, if it has any.
+        blocks: The compressed blocks that a `TopBlocks` term chooses from, if there is one; then all keys are kept.
     """
 
     def __init__(self, pattern: Pattern) -> None:
@@ -33,6 +36,8 @@ class AttentionCache:
         self.length = 0
         self.positions: NDArray[np.int64] = np.zeros(0, np.int64)
         self.anchors = next((AnchorCache(term.block) for term in pattern.terms if isinstance(term, Anchors)), None)
+        choice = split_choice(pattern)
+        self.blocks = None if choice is None else BlockCache(choice.term.block)
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
 
@@ -45,7 +50,7 @@ class AttentionCache:
     def nbytes(self) -> int:
         """Bytes of everything that is kept, room for keys to come included."""
         own = sum(x.nbytes for x in (self._keys, self._values) if x is not None)
-        return own + (0 if self.anchors is None else self.anchors.nbytes)
+        return own + sum(part.nbytes for part in (self.anchors, self.blocks) if part is not None)
 
     def append(self, k: Float[Tensor, "B T Hkv D"], v: Float[Tensor, "B T Hkv D"]) -> None:
         """Take T more tokens' keys, as attention reads them, and values."""

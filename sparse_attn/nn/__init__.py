@@ -3,5 +3,6 @@
 from .anchors import AnchorKeys
 from .attention import SparseSelfAttention
 from .rope import rotate
+from .selector import BlockSelector
 
-__all__ = ["AnchorKeys", "SparseSelfAttention", "rotate"]
+__all__ = ["AnchorKeys", "BlockSelector", "SparseSelfAttention", "rotate"]

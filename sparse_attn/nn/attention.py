@@ -1,6 +1,8 @@
 """A self-attention layer through a pattern: projections, rotary positions, grouped heads, and what a pattern learns."""
 
+from functools import reduce
 from itertools import pairwise
+from operator import or_
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -10,8 +12,10 @@ from torch import Tensor, nn
 from ..ops import attention
 from ..ops.anchors import Lengths, row_bounds
 from ..patterns import Anchors, Full, Pattern
+from ..patterns.chosen import split_choice
 from .anchors import AnchorKeys
 from .rope import rotate
+from .selector import BlockSelector
 
 _ONE_ROW = 1 << 40  # a block that holds whatever keys there are
 
@@ -22,6 +26,7 @@ class Cache(Protocol):
 
     length: int
     anchors: Any
+    blocks: Any
 
     def append(self, k: Tensor, v: Tensor) -> None: ...
 
@@ -37,6 +42,9 @@ class SparseSelfAttention(nn.Module):
 
     Anchors read keys before they are turned. Row n of them is then turned to position n * block, the first of the queries
     that see it: a summary stands at most a block away from its reader, wherever both are in the sequence.
+
+    With `TopBlocks` a learned selector chooses the blocks, and its coarse attention is added by a gate (`BlockSelector`). It
+    compresses keys before they are turned, and turns the result to the middle of the block.
 
     Args:
         dim: Of the hidden states.
@@ -90,6 +98,8 @@ class SparseSelfAttention(nn.Module):
             if anchors
             else None
         )
+        chooses = split_choice(pattern) is not None
+        self.selector = BlockSelector(dim, heads, kv_heads, head_dim, pattern) if chooses else None
 
     def forward(self, x: Float[Tensor, "*B T C"], *, cu_seqlens: Lengths | None = None) -> Float[Tensor, "*B T C"]:
         """The layer over whole sequences.
@@ -102,18 +112,21 @@ class SparseSelfAttention(nn.Module):
         bounds = None if cu_seqlens is None else list(map(int, cu_seqlens))
         q, k, v = self._project(x)
         positions = _positions(x.shape[-2], bounds, x.device)
+        q_turned, extra, coarse = self._turn(q, positions), self._beside(k, v, bounds), None
+        if self.selector is not None:
+            blocks = self.selector.compress(k, v, cu_seqlens=bounds)
+            coarse, extra["selected"] = self._choose(x, q_turned, blocks, k.shape[-3], bounds)
         out = attention(
-            self._turn(q, positions),
+            q_turned,
             self._turn(k, positions),
             v,
             self.pattern,
             causal=self.causal,
             cu_seqlens_q=bounds,
             implementation=self.implementation,
-            **self._beside(k, v, bounds),
+            **extra,
         )
-        assert isinstance(out, Tensor)
-        return self.out_proj(out.flatten(-2))  # type: ignore[no-any-return]
+        return self._joined(out, coarse)
 
     def step(self, x: Float[Tensor, "B T C"], cache: Cache) -> Float[Tensor, "B T C"]:
         """The layer over the next T tokens of sequences whose earlier ones a cache holds.
@@ -138,11 +151,12 @@ class SparseSelfAttention(nn.Module):
                 extra_k, extra_v = cache.anchors.extend(k, v, self.anchors.weights)
                 extra = self._placed(extra_k, extra_v, None)
             cache.append(k_turned, v)
-            out = attention(
-                self._turn(q, positions), k_turned, v, self.pattern, implementation=self.implementation, **extra
-            )
-            assert isinstance(out, Tensor)
-            return self.out_proj(out.flatten(-2))  # type: ignore[no-any-return]
+            q_turned, coarse = self._turn(q, positions), None
+            if self.selector is not None:
+                blocks = cache.blocks.extend(k, v, self.selector.pooling)
+                coarse, extra["selected"] = self._choose(x, q_turned, blocks, cache.length, None)
+            out = attention(q_turned, k_turned, v, self.pattern, implementation=self.implementation, **extra)
+            return self._joined(out, coarse)
         return torch.cat([self._step_one(token, cache) for token in x.split(1, 1)], 1)
 
     def _step_one(self, x: Float[Tensor, "B 1 C"], cache: Cache) -> Float[Tensor, "B 1 C"]:
@@ -154,13 +168,35 @@ class SparseSelfAttention(nn.Module):
             seen = seen | Anchors(extra["extra_k"].shape[2], _ONE_ROW)
         cache.append(self._turn(k, at), v)
         keys, values = cache.kept()
-        chosen = cache.seen_by_last()
-        if chosen is not None:
-            chosen = chosen.to(keys.device)
-            keys, values = keys[:, chosen], values[:, chosen]
-        out = attention(self._turn(q, at), keys, values, seen, implementation=self.implementation, **extra)
-        assert isinstance(out, Tensor)
-        return self.out_proj(out.flatten(-2))  # type: ignore[no-any-return]
+        q_turned, coarse = self._turn(q, at), None
+        if self.selector is not None:  # every key is there: blocks keep their numbers, and static terms their positions
+            blocks = cache.blocks.extend(k, v, self.selector.pooling)
+            coarse, extra["selected"] = self._choose(x, q_turned, blocks, cache.length, None)
+            own = [term for term in self.pattern.terms if not isinstance(term, Anchors)]
+            seen = reduce(or_, own if self.anchors is None else [*own, Anchors(extra["extra_k"].shape[2], _ONE_ROW)])
+        else:
+            chosen = cache.seen_by_last()
+            if chosen is not None:
+                chosen = chosen.to(keys.device)
+                keys, values = keys[:, chosen], values[:, chosen]
+        out = attention(q_turned, keys, values, seen, implementation=self.implementation, **extra)
+        return self._joined(out, coarse)
+
+    def _choose(
+        self, x: Tensor, q_turned: Tensor, blocks: tuple[Tensor, Tensor], n_keys: int, bounds: list[int] | None
+    ) -> tuple[Tensor, Tensor]:
+        """The selector's gated coarse attention, and the blocks that it chose; blocks as they were compressed."""
+        assert self.selector is not None
+        size, (keys, values) = self.selector.block, blocks
+        rows = _positions(keys.shape[-3], None if bounds is None else row_bounds(bounds, size), x.device)
+        turned = self._turn(keys, rows * size + size // 2)
+        return self.selector(  # type: ignore[no-any-return]
+            x, q_turned, turned, values, n_keys=n_keys, causal=self.causal, cu_seqlens_q=bounds, cu_seqlens_k=bounds
+        )
+
+    def _joined(self, out: Any, coarse: Tensor | None) -> Tensor:
+        whole = out if coarse is None else out + coarse
+        return self.out_proj(whole.flatten(-2))  # type: ignore[no-any-return]
 
     def _beside(self, k: Tensor, v: Tensor, bounds: list[int] | None) -> dict[str, Any]:
         """What attention takes beside the sequence's own keys, made from keys before they are turned."""

@@ -96,7 +96,7 @@ def check_call(
     """
     packed = cu_seqlens_q is not None
     _check_tensors(q, k, v, packed)
-    patterns = _check_patterns(pattern, n_kv_heads=k.shape[-2])
+    patterns = check_patterns(pattern, n_kv_heads=k.shape[-2])
     facts = [_facts(own.text) for own in patterns]
     q_bounds = _as_list("cu_seqlens_q", cu_seqlens_q)
     k_bounds = _as_list("cu_seqlens_k", cu_seqlens_k)
@@ -173,7 +173,8 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, packed: bool) -> None:
         )
 
 
-def _check_patterns(pattern: Pattern | Sequence[Pattern], n_kv_heads: int) -> tuple[Pattern, ...]:
+def check_patterns(pattern: Pattern | Sequence[Pattern], n_kv_heads: int) -> tuple[Pattern, ...]:
+    """One pattern for all KV heads, or one for each where they differ."""
     if isinstance(pattern, Pattern):
         patterns: tuple[Pattern, ...] = (pattern,)
     elif isinstance(pattern, Sequence) and not isinstance(pattern, str):

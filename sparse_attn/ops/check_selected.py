@@ -13,10 +13,12 @@ def same_choice(patterns: Sequence[Pattern]) -> Choice:
     """The choice that all KV heads make; their static parts may differ.
 
     Raises:
-        ValueError: one has another `TopBlocks` term or cut than another, or none; or one has two.
+        ValueError: none has a `TopBlocks` term; one has another than another, or has two.
     """
     choices = [split_choice(pattern) for pattern in patterns]
     first = choices[0]
+    if not any(choices):
+        raise ValueError(f"pattern must have a TopBlocks term, which says what is chosen, got {patterns[0]!r}")
     if any(own is None or first is None or (own.term, own.limit) != (first.term, first.limit) for own in choices):
         raise ValueError("pattern: all KV heads must have the same TopBlocks term, cut alike, and at most one")
     if any(own is not None and own.static is None for own in choices) and len(patterns) > 1:

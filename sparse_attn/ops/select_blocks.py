@@ -16,6 +16,7 @@ from ..patterns.documents import Document, split_documents
 from ..patterns.layout import Groups
 from ..patterns.parts import Interval
 from .check_attention import check_call
+from .check_selected import same_choice
 
 Lengths = Sequence[int] | Tensor
 
@@ -107,8 +108,8 @@ def choose_blocks(
     """`select_blocks` for arguments that have been checked, with the queries already scaled."""
     documents = split_documents(q.shape[1], k.shape[1], *bounds)
     heads = q.shape[2] if per_query_head else k.shape[2]
-    (choice, *_) = choices = [_choice(pattern) for pattern in patterns]
-    intervals = [None if own.static is None else Groups(own.static, causal).interval for own in choices]
+    choice = same_choice(patterns)
+    intervals = [static_interval(pattern, causal) for pattern in patterns]
     width = min(choice.term.k, -(-k.shape[1] // choice.term.block))
     n_tiles = sum(choice.term.tiles(document.n_queries, document.n_keys) for document in documents)
     selected = torch.full((q.shape[0], n_tiles, heads, width), -1, dtype=torch.int32, device=q.device)
@@ -263,10 +264,10 @@ def _check_compressed(
     return compressed if bounds is None else compressed[None]
 
 
-def _choice(pattern: Pattern) -> Choice:
+def static_interval(pattern: Pattern, causal: bool) -> Interval | None:
+    """The run of keys around each query that the static part of a pattern keeps."""
     choice = split_choice(pattern)
-    assert choice is not None
-    return choice
+    return None if choice is None or choice.static is None else Groups(choice.static, causal).interval
 
 
 def _wide(x: Tensor) -> Tensor:

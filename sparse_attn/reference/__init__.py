@@ -2,7 +2,8 @@
 
 from .anchors import anchor_rows
 from .attention import masked_attention
+from .compressed_attention import coarse_attention
 from .merge import merge_partial
 from .selected_attention import selected_attention
 
-__all__ = ["anchor_rows", "masked_attention", "merge_partial", "selected_attention"]
+__all__ = ["anchor_rows", "coarse_attention", "masked_attention", "merge_partial", "selected_attention"]
