@@ -27,18 +27,47 @@ from attention_cost import share
 
 from sparse_attn.models import LanguageModel
 from sparse_attn.nn import SparseSelfAttention
-from sparse_attn.patterns import parse
+from sparse_attn.patterns import Anchors, TopBlocks, parse
 from sparse_attn.training import Batch, FactChains, Recipe, Trainer, accuracy
 
 WIDTH, LAYERS, HEADS, MLP = 384, 6, 6, 768
 FACTS = 16
 HOPS = (1, 2, 4)
+# At 16,384 tokens; on shorter documents windows and blocks shrink with the length, so that what lies beyond them is needed.
 VARIANTS = {
     "dense": "full()",
-    "window": "window(1024)",
-    "window + anchors": "window(1024) | anchors(64, block=128)",
-    "window + TopBlocks": "window(512) | topblocks(8, block=64)",
+    "window": "window({w1024})",
+    "window + anchors": "window({w1024}) | anchors(64, block={b128})",
+    "window + TopBlocks": "window({w512}) | topblocks(8, block={t64})",
+    "window + TopBlocks, gated": "window({w512}) | topblocks(8, block={t64})",
 }
+GATED = (
+    "window + TopBlocks, gated",
+)  # the others' TopBlocks choose by the mean of a block's keys, as attention() does
+LONGEST = 16384
+
+
+def pattern_at(text: str, tokens: int) -> str:
+    share = tokens / LONGEST
+    return text.format(
+        w1024=max(16, int(1024 * share)), w512=max(16, int(512 * share)),
+        b128=max(8, int(128 * share)), t64=max(16, int(64 * share)),
+    )  # fmt: skip
+
+
+def use(model: LanguageModel, text: str) -> None:
+    """Let every layer see through another pattern with the same learned parts."""
+    pattern = parse(text)
+    for block in model.blocks:
+        layer = block.mixer
+        layer.pattern = pattern
+        for term in pattern.terms:
+            if isinstance(term, Anchors):
+                layer.anchors.block = term.block
+            if isinstance(term, TopBlocks) and layer.selector is not None:
+                layer.selector.pattern, layer.selector.block = pattern, term.block
+
+
 FAR = 0.36
 
 
@@ -79,13 +108,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, one a run; runs found there are left out")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), help="names, or name=pattern")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--base-steps", type=int, default=3500)
-    parser.add_argument("--base-batch", type=int, default=128)
-    parser.add_argument("--base-rate", type=float, default=1e-3)
     parser.add_argument(
-        "--stages", nargs="+", default=["1024x16x300", "4096x4x200", "16384x2x300"], help="tokens x batch x steps"
+        "--base", nargs="+", default=["128x128x2500", "512x32x800"], help="tokens x batch x steps, dense"
     )
-    parser.add_argument("--rate", type=float, default=5e-4)
+    parser.add_argument("--base-rate", type=float, default=1e-3)
+    parser.add_argument("--stages", nargs="+", default=["1024x32x300", "4096x8x200", "16384x4x200"], help="of each variant")
+    parser.add_argument("--first", default="", help="a stage that the variants of --first-for begin with")
+    parser.add_argument("--first-for", nargs="*", default=["window + anchors"])
+    parser.add_argument("--rate", type=float, default=4e-4)
     parser.add_argument("--tests", type=float, default=1.0, help="share of the test documents")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing that would not end by then")
     parser.add_argument("--tiny", action="store_true")
@@ -94,14 +124,14 @@ def main() -> None:
     sizes = Sizes(args.tiny)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     autocast = torch.bfloat16 if device == "cuda" else None
-    stages = [tuple(map(int, stage.split("x"))) for stage in args.stages]
+    base_stages, stages = parsed(args.base), parsed(args.stages)
     longest = stages[-1][0]
     tests = tests_of(longest, args.tests, device)
     known = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     names = {(run["variant"], run["seed"]) for run in known}
     slowest = 0.0
     about = {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "torch": torch.__version__,
-             "stages": args.stages, "base_steps": args.base_steps, "base_rate": args.base_rate, "rate": args.rate,
+             "stages": args.stages, "base": args.base, "base_rate": args.base_rate, "rate": args.rate,
              "width": sizes.width, "layers": sizes.layers, "heads": sizes.heads, "mlp": sizes.mlp, "tokens": longest}  # fmt: skip
 
     def left() -> float:
@@ -113,8 +143,9 @@ def main() -> None:
         if not wanted or left() < slowest:
             continue
         base = model_of("full()", seed, sizes).to(device)
-        recipe = Recipe(args.base_steps, args.base_rate, warmup=min(200, args.base_steps // 5), autocast=autocast)
-        trainer = Trainer(base, tasks_of(128, args.base_batch), recipe, seed=seed)
+        tasks, order = plan_of(base_stages)
+        recipe = Recipe(len(order), args.base_rate, warmup=min(200, len(order) // 5), autocast=autocast)
+        trainer = Trainer(base, tasks, recipe, order=order, seed=seed)
         losses = trained(trainer, began)
         short = tests_of(1024, args.tests, device) if not args.tiny else {}
         result = measured(base, short, autocast)
@@ -141,55 +172,67 @@ def main() -> None:
             line = {}
             for capture in (True, False):  # what the other variants found must not be lost by one that fails
                 try:
-                    line = extended(base, text, seed, stages, sizes, args.rate, autocast, tests, device, capture)
+                    own = [*parsed([args.first] if args.first and name in args.first_for else []), *stages]
+                    line = extended(base, name, text, seed, own, sizes, args.rate, autocast, tests, device, capture)
                     break
                 except Exception as error:
                     print(f"{name}, seed {seed}, capture {capture}: {type(error).__name__}: {error}", flush=True)
-                    traceback.print_exc(limit=-3)
+                    traceback.print_exc(limit=-2)
             if not line:
                 continue
             took = time.monotonic() - start
             slowest = max(slowest, took)
-            cost = share(parse(text), longest, sizes.heads, sizes.heads, sizes.width // sizes.heads)
-            line = about | {"variant": name, "seed": seed, "pattern": text, "share_of_dense": round(cost, 4)} | line
+            final = pattern_at(text, longest)
+            cost = share(parse(final), longest, sizes.heads, sizes.heads, sizes.width // sizes.heads)
+            line = about | {"variant": name, "seed": seed, "pattern": final, "share_of_dense": round(cost, 4)} | line
             line["seconds"] = round(took, 1)
             with args.out.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             print(
-                f"{name}, seed {seed}: {took:.0f} s {line['stage_seconds']}, losses {line['losses'][-6:]}, {line['tests']}",
+                f"{name}, seed {seed}: {took:.0f} s {line['stage_seconds']}, {line['tests']}",
                 flush=True,
             )
 
 
 def extended(
-    base: LanguageModel, text: str, seed: int, stages: list[tuple[int, ...]], sizes: Sizes, rate: float,
-    autocast: torch.dtype | None, tests: dict[str, Batch], device: str,
-    capture: bool,
+    base: LanguageModel, name: str, text: str, seed: int, stages: list[tuple[int, ...]], sizes: Sizes, rate: float,
+    autocast: torch.dtype | None, tests: dict[str, Batch], device: str, capture: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """The base goes on through its pattern, one trainer over all stages, and is tested."""
-    model = model_of(text, seed, sizes).to(device)
+    model = model_of(pattern_at(text, stages[-1][0]), seed, sizes)
+    if name not in GATED:
+        for block in model.blocks:
+            block.mixer.selector = None
+    model = model.to(device)
     model.load_state_dict(base.state_dict(), strict=False)  # what only this pattern has starts as it was made
+    tasks, order = plan_of(stages)
+    recipe = Recipe(len(order), rate, warmup=50, autocast=autocast)
+    trainer = Trainer(model, tasks, recipe, order=order, seed=1000 + seed, capture=capture)
+    seconds, losses = [], []
+    for tokens, _, steps in stages:
+        start = time.monotonic()
+        use(model, pattern_at(text, tokens))
+        losses.append(trained(trainer, start, steps))
+        seconds.append(round(time.monotonic() - start, 1))
+        print(f"  {name}, {tokens} tokens: {seconds[-1]} s, {losses[-1]}", flush=True)
+    begin = time.monotonic()
+    found = measured(model, tests, autocast)
+    seconds.append(round(time.monotonic() - begin, 1))
+    return {"weights": sum(p.numel() for p in model.parameters()), "captured": capture, "stages": stages,
+            "stage_seconds": seconds, "losses": losses, "tests": found}  # fmt: skip
+
+
+def parsed(stages: list[str]) -> list[tuple[int, ...]]:
+    return [tuple(map(int, stage.split("x"))) for stage in stages]
+
+
+def plan_of(stages: list[tuple[int, ...]]) -> tuple[list[tuple[FactChains, int]], list[int]]:
+    """The tasks of all stages, and which of them each step takes: hops in turn."""
     tasks, order = [], []
     for index, (tokens, batch, steps) in enumerate(stages):
         tasks += tasks_of(tokens, batch)
         order += [index * len(HOPS) + step % len(HOPS) for step in range(steps)]
-    recipe = Recipe(len(order), rate, warmup=50, autocast=autocast)
-    trainer = Trainer(model, tasks, recipe, order=order, seed=1000 + seed, capture=capture)
-    seconds, losses = [], []
-    for _, _, steps in stages:
-        start = time.monotonic()
-        losses += trained(trainer, start, steps)
-        seconds.append(round(time.monotonic() - start, 1))
-    begin = time.monotonic()
-    found = measured(model, tests, autocast)
-    seconds.append(round(time.monotonic() - begin, 1))
-    return {
-        "weights": sum(p.numel() for p in model.parameters()),
-        "captured": capture,
-        "stage_seconds": seconds,
-        "losses": losses,
-        "tests": found,
-    }
+    return tasks, order
 
 
 def trained(trainer: Trainer, began: float, steps: int | None = None) -> list[float]:

@@ -106,6 +106,23 @@ def choose_blocks(
     per_query_head: bool = False,
 ) -> Int[Tensor, "B N H K"]:
     """`select_blocks` for arguments that have been checked, with the queries already scaled."""
+    with torch.autocast(q.device.type, enabled=False):  # scores are float32 inside autocast too
+        return _choose_blocks(
+            q, k, patterns, causal=causal, bounds=bounds, score=score, compressed=compressed, per_query_head=per_query_head
+        )
+
+
+def _choose_blocks(
+    q: Tensor,
+    k: Tensor,
+    patterns: Sequence[Pattern],
+    *,
+    causal: bool,
+    bounds: tuple[Sequence[int] | None, Sequence[int] | None],
+    score: str,
+    compressed: Tensor | None,
+    per_query_head: bool,
+) -> Tensor:
     documents = split_documents(q.shape[1], k.shape[1], *bounds)
     heads = q.shape[2] if per_query_head else k.shape[2]
     choice = same_choice(patterns)
