@@ -215,11 +215,16 @@ def _variants(options: argparse.Namespace) -> Iterator[Variant]:
         for head_dim in options.head_dims:
             for dtype in options.dtypes:
                 for kernel in options.kernels:
-                    alone = {"backward_rows": ["window"], "backward_columns": ["union"], "backward_extra": ["union"]}
-                    alone |= {name: own for name, (_, own) in compile_selected.KERNELS.items()}
-                    for parts in alone.get(kernel, options.parts):
+                    for parts in _parts_of(kernel, options.parts):
                         for packed in (False, True) if options.packed and kernel != "backward_rows" else (False,):
                             yield Variant(kernel, capability, head_dim, dtype, packed, parts)
+
+
+def _parts_of(kernel: str, asked: list[str]) -> list[str]:
+    """The parts that a kernel is compiled for: those asked for, or the one that it knows."""
+    alone = {"backward_rows": ["window"], "backward_columns": ["union"], "backward_extra": ["union"]}
+    own = compile_selected.KERNELS[kernel][1] if kernel in compile_selected.KERNELS else alone.get(kernel, list(PARTS))
+    return own if len(own) == 1 else [parts for parts in own if parts in asked]
 
 
 def _options() -> argparse.Namespace:
@@ -229,7 +234,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--head-dims", nargs="+", type=int, default=[64, 128, 256])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["bf16", "fp32"])
     parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS))
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parts = list(PARTS | compile_selected.PARTS)
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--packed", action="store_true", help="the packed variants too")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--registers", action="store_true")

@@ -11,7 +11,21 @@
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .patterns import Anchors, Chunked, Dilated, Full, Global, Pattern, Random, Sinks, Strided, TopBlocks, Window, parse
+from .patterns import (
+    Anchors,
+    Chunked,
+    Dilated,
+    Full,
+    Global,
+    Hashed,
+    Pattern,
+    Random,
+    Sinks,
+    Strided,
+    TopBlocks,
+    Window,
+    parse,
+)
 
 if TYPE_CHECKING:
     from .ops import attention, merge, select_blocks
@@ -22,6 +36,7 @@ __all__ = [
     "Dilated",
     "Full",
     "Global",
+    "Hashed",
     "Pattern",
     "Random",
     "Sinks",

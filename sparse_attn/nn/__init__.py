@@ -3,6 +3,7 @@
 from .anchors import AnchorKeys
 from .attention import SparseSelfAttention
 from .rope import rotate
+from .router import Route, Router
 from .selector import BlockSelector
 
-__all__ = ["AnchorKeys", "BlockSelector", "SparseSelfAttention", "rotate"]
+__all__ = ["AnchorKeys", "BlockSelector", "Route", "Router", "SparseSelfAttention", "rotate"]

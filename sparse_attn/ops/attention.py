@@ -131,7 +131,8 @@ def _implementation(name: str | None, q: Tensor) -> Run:
     if name == "cpu" and q.device.type != "cpu":
         raise NotImplementedError(f"implementation 'cpu' takes CPU tensors, got q on {q.device}; use 'reference'")
     static, choosing = _IMPLEMENTATIONS[name]
-    return lambda call: static(call) if call.choice is None else choosing(call)
+    hashing = _reference_hashed if name == "reference" else _merged(static, _hashed)
+    return lambda call: hashing(call) if call.hashes else static(call) if call.choice is None else choosing(call)
 
 
 def _select(call: Call) -> Tensor:
@@ -161,6 +162,38 @@ def _merged(static: Run, chosen: Run) -> Run:
         return merge(*zip(static(rest), chosen(call), strict=True))
 
     return run
+
+
+def _hashed(call: Call) -> tuple[Tensor, Tensor]:
+    """Plain torch on either device: no implementation of its own is named."""
+    from .hashed import hashed_attention
+
+    bounds = _numbers(call.cu_seqlens_q), _numbers(call.cu_seqlens_k)
+    return hashed_attention(
+        call.q, call.k, call.v, call.patterns, scale=call.scale, cu_seqlens_q=bounds[0], cu_seqlens_k=bounds[1]
+    )
+
+
+def _reference_hashed(call: Call) -> tuple[Tensor, Tensor]:
+    from ..reference import hashed_attention
+    from .hashed import hash_buckets, split_hashed
+
+    if call.extra_k is not None:
+        raise NotImplementedError("implementation 'reference' has no Hashed beside Anchors; use 'cpu' or 'triton'")
+    rest = split_hashed(call.patterns[0])
+    assert rest is not None
+    return hashed_attention(
+        call.q,
+        call.k,
+        call.v,
+        call.patterns,
+        *(hash_buckets(x, rest.term, call.k.shape[2]) for x in (call.q, call.k)),
+        chunk=rest.term.chunk,
+        scale=call.scale,
+        limit=rest.limit,
+        cu_seqlens_q=_numbers(call.cu_seqlens_q),
+        cu_seqlens_k=_numbers(call.cu_seqlens_k),
+    )
 
 
 def _reference(call: Call) -> tuple[Tensor, Tensor]:

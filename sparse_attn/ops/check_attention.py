@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..patterns import Anchors, Pattern, parse
-from ..patterns.chosen import Choice, split_choice
+from ..patterns.chosen import Choice, split_choice, split_hashed
 from ..patterns.documents import split_documents
-from .check_selected import check_selected, same_choice
+from .check_selected import check_hashed, check_selected, same_choice
 
 Facts = tuple[int, ...]
 
@@ -29,6 +29,7 @@ class Call:
         extra_k, extra_v: ``[B, rows, R, Hkv, D]``, given exactly if the patterns have anchors.
         choice: The `TopBlocks` term that all patterns have, with its cut; None: they have none.
         selected: Chosen blocks ``[B, N, H, K]``; None where `attention` is to choose, or without such a term.
+        hashes: Whether all patterns have a `Hashed` term, the same one.
         examples: How many examples (documents, if packed) the patterns tell apart; None: the same for all.
     """
 
@@ -44,6 +45,7 @@ class Call:
     extra_v: Tensor | None
     choice: Choice | None
     selected: Tensor | None
+    hashes: bool
     examples: int | None
 
     @property
@@ -67,13 +69,13 @@ class Call:
 
     def static(self) -> "Call | None":
         """The same call through what the patterns keep without choosing; None if that is nothing."""
-        if self.choice is None:
+        if self.choice is None and not self.hashes:
             return self
-        parts = [split_choice(pattern) for pattern in self.patterns]
+        parts = [split_choice(pattern) or split_hashed(pattern) for pattern in self.patterns]
         static = tuple(part.static for part in parts if part is not None and part.static is not None)
         if len(static) < len(parts):
             return None
-        return replace(self, patterns=static, choice=None, selected=None)
+        return replace(self, patterns=static, choice=None, selected=None, hashes=False)
 
 
 def check_call(
@@ -118,6 +120,9 @@ def check_call(
     _check_extra("extra_k", extra_k, k, anchors, lengths)
     _check_extra("extra_v", extra_v, k, anchors, lengths)
     choice = same_choice(patterns) if any(own[3] for own in facts) else None
+    hashes = any(own[4] for own in facts)
+    if hashes:
+        check_hashed(patterns, causal)
     selected = check_selected(
         selected, choice, q, k, None if lengths is None else list(zip(n_queries, lengths, strict=True))
     )
@@ -143,6 +148,7 @@ def check_call(
         extra_v=extra_v,
         choice=choice,
         selected=selected,
+        hashes=hashes,
         examples=examples,
     )
 
@@ -194,7 +200,10 @@ def check_patterns(pattern: Pattern | Sequence[Pattern], n_kv_heads: int) -> tup
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _facts(text: str) -> Facts:
-    """How many examples a pattern tells apart, the r and block of its anchors (-1: none), and whether content chooses."""
+    """How many examples a pattern tells apart; the r and block of its anchors; if it chooses blocks; if it hashes.
+
+    -1: it has no such thing.
+    """
     return _known_facts(text)
 
 
@@ -205,7 +214,12 @@ def _known_facts(text: str) -> Facts:
     if len(anchors) > 1:
         raise ValueError(f"pattern: at most one Anchors term, got {anchors[0]!r} and {anchors[1]!r}")
     r, block = (anchors[0].r, anchors[0].block) if anchors else (-1, -1)
-    return -1 if pattern.examples is None else pattern.examples, r, block, int(split_choice(pattern) is not None)
+    return (
+        -1 if pattern.examples is None else pattern.examples,
+        r,
+        block,
+        *(int(split(pattern) is not None) for split in (split_choice, split_hashed)),
+    )
 
 
 def _check_examples(facts: list[Facts], expected: int, packed: bool) -> int | None:

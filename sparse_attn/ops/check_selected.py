@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..patterns import Pattern
-from ..patterns.chosen import Choice, split_choice
+from ..patterns.chosen import Choice, split_choice, split_hashed
 
 
 def same_choice(patterns: Sequence[Pattern]) -> Choice:
@@ -25,6 +25,24 @@ def same_choice(patterns: Sequence[Pattern]) -> Choice:
         raise ValueError("pattern: where KV heads differ, each needs a static term beside TopBlocks, e.g. window(1)")
     assert first is not None
     return first
+
+
+def check_hashed(patterns: Sequence[Pattern], causal: bool) -> None:
+    """Check that all KV heads hash alike, and causally.
+
+    Raises:
+        ValueError: one has another `Hashed` term or cut than another, or none; or no static term where heads differ.
+        NotImplementedError: attention that is not causal.
+    """
+    rests = [split_hashed(pattern) for pattern in patterns]
+    if len({None if rest is None else (rest.term, rest.limit) for rest in rests}) > 1:
+        raise ValueError("pattern: all KV heads must have the same Hashed term, cut alike, and at most one")
+    if any(rest is not None and rest.static is None for rest in rests) and len(patterns) > 1:
+        raise ValueError("pattern: where KV heads differ, each needs a static term beside Hashed, e.g. window(1)")
+    if not causal:
+        raise NotImplementedError(
+            "attention: Hashed ranks keys among earlier ones and is causal; use TopBlocks for causal=False"
+        )
 
 
 def check_selected(

@@ -1,6 +1,6 @@
 """What may be attended: patterns, their terms, and the arithmetic on them. Needs numpy only, never torch."""
 
-from .chosen import TopBlocks
+from .chosen import Hashed, TopBlocks
 from .layout import Layout
 from .parse import parse
 from .pattern import Pattern
@@ -13,6 +13,7 @@ __all__ = [
     "Dilated",
     "Full",
     "Global",
+    "Hashed",
     "Layout",
     "Pattern",
     "Random",

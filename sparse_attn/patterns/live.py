@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .chosen import TopBlocks
+from .chosen import Hashed, TopBlocks
 from .pattern import Pattern, Within
 from .terms import Anchors, Chunked, Dilated, Global, Sinks, Strided, Window
 
@@ -64,7 +64,7 @@ def _mark(keep: np.ndarray, term: Pattern, limit: int | None) -> None:
                 keep[first(later[0]) :] = True
         case Anchors():
             pass
-        case TopBlocks():
-            keep[:] = True  # blocks are counted from the first key
+        case TopBlocks() | Hashed():
+            keep[:] = True  # blocks and ranks are counted from the first key
         case _:
             keep[first(n) :] = True

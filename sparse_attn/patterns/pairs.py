@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .chosen import Choice, TopBlocks, split_choice
+from .chosen import Choice, Hashed, Rest, TopBlocks, split_choice, split_hashed
 from .documents import Document, check_examples, split_documents
 from .pattern import Lengths, Pattern, Within
 from .random_blocks import draw_blocks
@@ -70,7 +70,7 @@ def count_pairs(
 
 def _count_document(pattern: Pattern, document: Document, causal: bool) -> int:
     total = 0
-    choice = split_choice(pattern)
+    choice = split_choice(pattern) or split_hashed(pattern)
     for start in range(document.first_position, document.n_keys, _CHUNK):
         positions = np.arange(start, min(start + _CHUNK, document.n_keys), dtype=np.int64)
         sizes = np.zeros_like(positions)
@@ -97,13 +97,13 @@ def _add_union_sizes(
                 _add_union_sizes(rest, queries[rows], -sign, sizes, met)
 
 
-def _add_budget(choice: Choice, i: Vector, n_keys: int, causal: bool, sizes: Vector) -> None:
-    """Add what a query may choose at most: k blocks, the keys that it may see, and no more than those in all."""
+def _add_budget(choice: Choice | Rest, i: Vector, n_keys: int, causal: bool, sizes: Vector) -> None:
+    """Add what a query may choose at most: its budget, the keys that it may see, and no more than those in all."""
     visible = Progression(1, np.zeros_like(i), np.zeros_like(i), np.full_like(i, n_keys))
     _cut(visible, i, n_keys, causal, None)
     within = Progression(1, visible.residue, visible.low.copy(), visible.high.copy())
     _cut(within, i, n_keys, causal, choice.limit)
-    budget = np.minimum(within.counts(), choice.term.k * choice.term.block)
+    budget = np.minimum(within.counts(), choice.term.budget)
     np.minimum(sizes + budget, visible.counts(), out=sizes)
 
 
@@ -183,7 +183,7 @@ def _term_families(term: Term, i: Vector, n_keys: int, causal: bool) -> list[tup
             drawn = draw_blocks(term, blocks, n_keys, causal)[which]
             low, size = drawn * term.block, np.where(drawn < 0, 0, term.block)
             return [([Progression(1, zero, low[:, r], (low + size)[:, r]) for r in range(low.shape[1])], False)]
-        case Anchors() | TopBlocks():
+        case Anchors() | TopBlocks() | Hashed():
             return []
         case _:
             raise NotImplementedError(f"pairs: {type(term).__name__} has no count")

@@ -21,6 +21,7 @@ _TERMS: dict[str, type[terms.Term]] = {
     "random": terms.Random,
     "anchors": terms.Anchors,
     "topblocks": chosen.TopBlocks,
+    "hashed": chosen.Hashed,
 }
 
 

@@ -116,8 +116,9 @@ class Pattern(ABC):
         """The exact number of (query, key) pairs that `mask` keeps, without building it.
 
         Arguments and errors are those of `mask`. Keys that two terms name count once. The extra keys of `Anchors` are
-        no keys of the sequence and are not counted: they add `extra_keys` to every query. What `TopBlocks` chooses is not
-        known here: each query counts k * block keys more, up to all that it may see, which is an upper bound.
+        no keys of the sequence and are not counted: they add `extra_keys` to every query. What `TopBlocks` and
+        `Hashed` choose is not known here: each query counts k * block or rounds * 2 * chunk keys more, up to all that
+        it may see, which is an upper bound.
 
         Cost: constant memory (queries are counted some ten thousand at a time); time O(T) times the number of ways in
         which terms can overlap (inclusion and exclusion).

@@ -3,7 +3,16 @@
 from .anchors import anchor_rows
 from .attention import masked_attention
 from .compressed_attention import coarse_attention
+from .hashed import hashed_attention, hashed_mask
 from .merge import merge_partial
 from .selected_attention import selected_attention
 
-__all__ = ["anchor_rows", "coarse_attention", "masked_attention", "merge_partial", "selected_attention"]
+__all__ = [
+    "anchor_rows",
+    "coarse_attention",
+    "hashed_attention",
+    "hashed_mask",
+    "masked_attention",
+    "merge_partial",
+    "selected_attention",
+]

@@ -1,0 +1,202 @@
+"""A router: how much of what a head may look at, decided from the input, with a price."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from itertools import pairwise
+from operator import or_
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ..ops import attention
+from ..ops.chosen_pairs import chosen_pairs
+from ..patterns import Anchors, Pattern
+from ..patterns.chosen import split_choice
+
+
+@dataclass(frozen=True, eq=False)
+class Route:
+    """What a router decided for each query and KV head.
+
+    Attributes:
+        blocks: How many blocks are read, of those chosen the best.
+        anchors: Whether summary keys are read.
+        decided: Which of the router's options that is.
+        weights: Relaxed one-hot of the options, noise included: what carries the gradient.
+        expected: Mean over queries and heads of the pairs that the probabilities expect to spend; differentiable.
+        most: The same if all took the dearest option.
+    """
+
+    blocks: Int[Tensor, "*B T Hkv"]
+    anchors: Bool[Tensor, "*B T Hkv"]
+    decided: Int[Tensor, "*B T Hkv"]
+    weights: Float[Tensor, "*B T Hkv options"]
+    expected: Float[Tensor, ""]
+    most: int
+
+    def limit(self, selected: Int[Tensor, "*B T Hkv K"]) -> Int[Tensor, "*B T Hkv K"]:
+        """The best of the chosen blocks, as many as were decided; selectors hand them out best first."""
+        rank = torch.arange(selected.shape[-1], device=selected.device)
+        return selected.masked_fill(rank >= self.blocks[..., None], -1)
+
+    def over(self, budget: float) -> Float[Tensor, ""]:
+        """The budget term of a loss: expected pairs for each query above `budget`, as a share of the dearest option.
+
+        0 at or below it. Added to a loss with a weight, it drives heads that gain little to cheap options.
+        """
+        return (self.expected - budget).clamp(min=0) / max(self.most, 1)
+
+
+class Router(nn.Module):
+    """Decides, for each KV head and run of queries, between a few options: k blocks, with or without anchors.
+
+    logits = W x[first token of the run];  decided = argmax(logits + Gumbel noise) (training), argmax(logits) (otherwise)
+    y = attention with what was decided;  dy / dw_o = attention with option o,  w = softmax((logits + noise) / temperature)
+
+    So an option becomes likelier where what it would have given improves the loss, and the budget term (`Route.over`) makes
+    dear ones less likely. What was decided is realised: blocks beyond it are taken out of `selected`, and cost nothing.
+
+    Args:
+        dim: Of the layer's input.
+        kv_heads: Heads that decide.
+        pattern: ``Window(...) | TopBlocks(k, ...)``, with `rows` 1 and some static term; and `Anchors`, if they are to be
+            an option.
+        budgets: Numbers of blocks to decide between, from 0 (static terms only) to k.
+        block: Queries that share a decision, made from the first one's input: no later token is read.
+        temperature: Of the probabilities that carry the gradient.
+
+    Raises:
+        ValueError: no `TopBlocks`, one with rows > 1, no static term, or budgets that are none.
+
+    Cost: one linear map, and a second pass of attention where anchors are an option. Training: one more pass forward for
+    each option, none backward.
+    Source: Jang et al. 2016, arXiv:1611.01144 (straight-through Gumbel softmax).
+
+    >>> pattern = Window(64) | TopBlocks(4, block=32)
+    >>> router = Router(16, 2, pattern, budgets=(0, 1, 4), block=32)
+    >>> route = router(torch.randn(1, 300, 16))
+    >>> out = router.attend(route, q, k, v, select_blocks(q, k, pattern))
+    >>> loss = out.square().mean() + 0.1 * route.over(budget=40)
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        kv_heads: int,
+        pattern: Pattern,
+        *,
+        budgets: Sequence[int] = (0, 4, 16),
+        block: int = 1,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        choice = split_choice(pattern)
+        if choice is None or choice.term.rows != 1:
+            raise ValueError(
+                f"pattern must have a TopBlocks term with rows=1, whose blocks are routed, got {pattern!r}"
+            )
+        anchors = [term for term in pattern.terms if isinstance(term, Anchors)]
+        own = [term for term in ([] if choice.static is None else choice.static.terms) if not isinstance(term, Anchors)]
+        if not own:
+            raise ValueError(
+                f"pattern must have a static term, such as Window(512), that is always read, got {pattern!r}"
+            )
+        counts = sorted(set(budgets))
+        if not counts or counts[0] < 0 or counts[-1] > choice.term.k or block < 1 or not temperature > 0:
+            raise ValueError(
+                f"budgets must lie between 0 and {choice.term!r}'s k, block and temperature be positive, got "
+                f"{tuple(budgets)}, {block} and {temperature}"
+            )
+        self.pattern, self.kv_heads, self.block, self.temperature = pattern, kv_heads, block, temperature
+        self.base: Pattern = reduce(or_, own)
+        self.without_anchors: Pattern = reduce(or_, [*own, *(t for t in pattern.terms if split_choice(t) is not None)])
+        self.r = anchors[0].r if anchors else 0
+        self.options = [
+            (count, with_anchors) for with_anchors in ((False, True) if anchors else (False,)) for count in counts
+        ]
+        self.prices = [count * choice.term.block + self.r * with_anchors for count, with_anchors in self.options]
+        self.score = nn.Linear(dim, kv_heads * len(self.options))
+
+    def forward(self, x: Float[Tensor, "*B T C"], *, cu_seqlens: Sequence[int] | None = None) -> Route:
+        """Decide for whole sequences ``[B, T, dim]``, packed ``[T, dim]`` with `cu_seqlens`: runs start anew in each."""
+        n = x.shape[-2]
+        bounds = [0, n] if cu_seqlens is None else list(map(int, cu_seqlens))
+        first = [
+            start + (t - start) // self.block * self.block
+            for start, stop in pairwise(bounds)
+            for t in range(start, stop)
+        ]
+        heads, which = sorted(set(first)), {t: nth for nth, t in enumerate(sorted(set(first)))}
+        logits = self.score(x[..., heads, :]).unflatten(-1, (self.kv_heads, -1))
+        logits = logits[..., [which[t] for t in first], :, :]
+        noisy = logits
+        if self.training:
+            # One draw for a run: noise is drawn for its first query and repeated, as logits are.
+            uniform = torch.rand_like(logits[..., heads, :, :])
+            noise = -torch.log(-torch.log(uniform.clamp(min=1e-20)) + 1e-20)
+            noisy = logits + noise[..., [which[t] for t in first], :, :]
+        decided = noisy.argmax(-1)
+        options = torch.tensor(self.options, device=x.device)
+        prices = torch.tensor(self.prices, device=x.device, dtype=logits.dtype)
+        return Route(
+            blocks=options[decided][..., 0],
+            anchors=options[decided][..., 1].bool(),
+            decided=decided,
+            weights=torch.softmax(noisy / self.temperature, -1),
+            expected=(logits.softmax(-1) * prices).sum(-1).mean() if n else logits.sum(),
+            most=max(self.prices),
+        )
+
+    def attend(
+        self,
+        route: Route,
+        q: Float[Tensor, "*B T Hq D"],
+        k: Float[Tensor, "*B T Hkv D"],
+        v: Float[Tensor, "*B T Hkv D"],
+        selected: Int[Tensor, "*B T Hkv K"],
+        *,
+        extra_k: Tensor | None = None,
+        extra_v: Tensor | None = None,
+        **options: Any,
+    ) -> Float[Tensor, "*B T Hq D"]:
+        """Attention with what was decided; `options` (causal, cu_seqlens_q, ...) are those of `attention`."""
+        group = q.shape[-2] // k.shape[-2]
+        extra: dict[str, Any] = {"extra_k": extra_k, "extra_v": extra_v}
+
+        def read(chosen: Tensor, with_anchors: bool) -> Tensor:
+            pattern, beside = (self.pattern, extra) if with_anchors else (self.without_anchors, {})
+            out = attention(q, k, v, pattern, selected=chosen, **beside, **options)
+            assert isinstance(out, Tensor)
+            return out
+
+        out = read(route.limit(selected), False)
+        if self.r:
+            with_anchors = read(route.limit(selected), True)
+            out = torch.where(route.anchors.repeat_interleave(group, -1)[..., None], with_anchors, out)
+        if not (self.training and torch.is_grad_enabled() and route.weights.requires_grad):
+            return out
+        weights = (
+            (route.weights - route.weights.detach()).repeat_interleave(group, -2).to(out.dtype)
+        )  # zeros, with a gradient
+        for number, (count, with_anchors_too) in enumerate(self.options):
+            with torch.no_grad():
+                other = read(selected[..., :count], with_anchors_too)
+            out = out + weights[..., number, None] * other
+        return out
+
+    def spent_pairs(
+        self,
+        route: Route,
+        selected: Int[Tensor, "*B T Hkv K"],
+        *,
+        causal: bool = True,
+        cu_seqlens: Sequence[int] | None = None,
+    ) -> Int[Tensor, "*B Hkv"]:
+        """The exact number of pairs that each example and KV head spent, summary keys included (see `chosen_pairs`)."""
+        pairs = chosen_pairs(
+            route.limit(selected), self.without_anchors, selected.shape[-3], causal=causal, cu_seqlens_q=cu_seqlens
+        )
+        return pairs + self.r * route.anchors.sum(-2).cpu()
