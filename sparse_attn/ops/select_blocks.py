@@ -143,7 +143,7 @@ def _choose_blocks(
             keys = keys.repeat_interleave(heads // k.shape[2], 2)
             own = selected[:, first_tile : first_tile + tiles]
             if _fused(queries, n_blocks):
-                own.copy_(_select_fused(queries, keys, choices, intervals, document, width, causal))
+                own.copy_(_select_fused(queries, keys, choice, intervals, document, width, causal))
                 first_tile, first_block = first_tile + tiles, first_block + n_blocks
                 continue
             for part, scores in _scores(queries, keys):
@@ -214,17 +214,17 @@ def _fused(queries: Tensor, n_blocks: int) -> bool:
 
 
 def _select_fused(
-    queries: Float[Tensor, "B tiles H F"], keys: Float[Tensor, "B blocks H F"], choices: Sequence[Choice],
+    queries: Float[Tensor, "B tiles H F"], keys: Float[Tensor, "B blocks H F"], choice: Choice,
     intervals: Sequence[Interval | None], document: Document, width: int, causal: bool,
 ) -> Int[Tensor, "B tiles H width"]:  # fmt: skip
     from ..kernels.selected import select_tiles
 
-    term, heads, n_blocks = choices[0].term, queries.shape[2], keys.shape[1]
+    term, heads, n_blocks = choice.term, queries.shape[2], keys.shape[1]
     tiles = term.tiles(document.n_queries, document.n_keys)
     ranges = torch.stack(
         [
             candidate_ranges(choice, interval, document, tiles, causal=causal, device=queries.device)
-            for choice, interval in zip(choices, intervals, strict=True)
+            for interval in intervals
         ]
     )
     if len(ranges) > 1:
