@@ -112,7 +112,9 @@ def main() -> None:
         "--base", nargs="+", default=["128x128x2500", "512x32x800"], help="tokens x batch x steps, dense"
     )
     parser.add_argument("--base-rate", type=float, default=1e-3)
-    parser.add_argument("--stages", nargs="+", default=["1024x32x300", "4096x8x200", "16384x4x200"], help="of each variant")
+    parser.add_argument(
+        "--stages", nargs="+", default=["1024x32x300", "4096x8x200", "16384x4x200"], help="of each variant"
+    )
     parser.add_argument("--first", default="", help="a stage that the variants of --first-for begin with")
     parser.add_argument("--first-for", nargs="*", default=["window + anchors"])
     parser.add_argument("--rate", type=float, default=4e-4)
@@ -131,7 +133,7 @@ def main() -> None:
     names = {(run["variant"], run["seed"]) for run in known}
     slowest = 0.0
     about = {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "torch": torch.__version__,
-             "stages": args.stages, "base": args.base, "base_rate": args.base_rate, "rate": args.rate,
+             "planned_stages": args.stages, "first": args.first, "base": args.base, "base_rate": args.base_rate, "rate": args.rate,
              "width": sizes.width, "layers": sizes.layers, "heads": sizes.heads, "mlp": sizes.mlp, "tokens": longest}  # fmt: skip
 
     def left() -> float:
