@@ -1,0 +1,264 @@
+"""Facts strewn over 16,384 tokens: what dense attention finds and what patterns at a fraction of its cost find.
+
+    python experiments/long_facts.py --out experiments/results/long_facts.jsonl --seeds 0 1 2
+
+One model of 6 layers for all tasks. For each seed a base is trained from scratch on short documents with
+dense attention; then each variant goes on from that base with its own pattern, on longer and longer documents,
+all with the same data, steps and rates. Tests ask at the end of 16,384 tokens:
+
+    recall       one of 16 pairs
+    multi_query  all 16 pairs
+    two_hops     the ends of 8 chains of 2 pairs, from their first tokens
+    four_hops    the ends of 4 chains of 4 pairs, from their first tokens
+
+`far`: all pairs lie in the first 36% of the document, more than 10,000 tokens before the questions. `anywhere`: they lie
+anywhere, as in training.
+"""
+
+import argparse
+import gc
+import json
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from attention_cost import share
+from coarse_selector import faster
+
+from sparse_attn.models import LanguageModel
+from sparse_attn.nn import SparseSelfAttention
+from sparse_attn.patterns import Anchors, TopBlocks, parse
+from sparse_attn.training import Batch, FactChains, Recipe, Trainer, accuracy
+
+WIDTH, LAYERS, HEADS, MLP = 384, 6, 6, 768
+FACTS = 16
+HOPS = (1, 2, 4)
+# At 16,384 tokens; on shorter documents windows and blocks shrink with the length, so that what lies beyond them is needed.
+VARIANTS = {
+    "dense": "full()",
+    "window": "window({w1024})",
+    "window + anchors": "window({w1024}) | anchors(64, block={b128})",
+    "window + TopBlocks": "window({w256}) | topblocks(16, block=16)",
+    "window + TopBlocks, gated": "window({w256}) | topblocks(16, block=16)",
+}
+GATED = (
+    "window + TopBlocks, gated",
+)  # the others' TopBlocks choose by the mean of a block's keys, as attention() does
+LONGEST = 16384
+
+
+def pattern_at(text: str, tokens: int) -> str:
+    share = tokens / LONGEST
+    return text.format(
+        w1024=max(16, int(1024 * share)), w256=max(16, int(256 * share)), b128=max(8, int(128 * share))
+    )  # fmt: skip
+
+
+def use(model: LanguageModel, text: str) -> None:
+    """Let every layer see through another pattern with the same learned parts."""
+    pattern = parse(text)
+    for block in model.blocks:
+        layer = block.mixer
+        layer.pattern = pattern
+        for term in pattern.terms:
+            if isinstance(term, Anchors):
+                layer.anchors.block = term.block
+            if isinstance(term, TopBlocks) and layer.selector is not None:
+                layer.selector.pattern, layer.selector.block = pattern, term.block
+
+
+FAR = 0.36
+
+
+def model_of(pattern: str, seed: int, sizes: "Sizes") -> LanguageModel:
+    torch.manual_seed(seed)
+    mixers = [
+        SparseSelfAttention(sizes.width, sizes.heads, parse(pattern), rope_theta=None) for _ in range(sizes.layers)
+    ]
+    return LanguageModel(8192, sizes.width, mixers, kernel=4, mlp=sizes.mlp)
+
+
+class Sizes:
+    """Of the model; tiny ones try out the whole on a CPU."""
+
+    def __init__(self, tiny: bool) -> None:
+        self.width, self.layers, self.heads, self.mlp = (32, 2, 2, 32) if tiny else (WIDTH, LAYERS, HEADS, MLP)
+
+
+def tasks_of(tokens: int, batch: int) -> list[tuple[FactChains, int]]:
+    """Documents of one, two and four hops in which every token that has a pair is asked for."""
+    return [(FactChains(tokens, hops, FACTS // hops, FACTS), batch) for hops in HOPS]
+
+
+def tests_of(tokens: int, share_of_documents: float, device: str) -> dict[str, Batch]:
+    generator = torch.Generator(device).manual_seed(123456)
+    found = {}
+    for place, facts_in, part in (("far", FAR, 1.0), ("anywhere", 1.0, 0.5)):
+        for name, hops, questions, documents in (
+            ("recall", 1, 1, 256), ("multi_query", 1, 16, 48), ("two_hops", 2, 8, 64), ("four_hops", 4, 4, 128),
+        ):  # fmt: skip
+            task = FactChains(tokens, hops, FACTS // hops, questions, facts_in=facts_in)
+            found[f"{name}, {place}"] = task.draw(max(1, int(documents * part * share_of_documents)), generator)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines, one a run; runs found there are left out")
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), help="names, or name=pattern")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument(
+        "--base", nargs="+", default=["128x128x2500", "512x32x600", "1024x32x400"], help="tokens x batch x steps, dense"
+    )
+    parser.add_argument("--base-rate", type=float, default=1e-3)
+    parser.add_argument(
+        "--stages", nargs="+", default=["1024x32x250", "4096x8x150", "16384x4x200"], help="of each variant"
+    )
+    parser.add_argument("--first", default="", help="a stage that the variants of --first-for begin with")
+    parser.add_argument("--first-for", nargs="*", default=["window + anchors"])
+    parser.add_argument("--rate", type=float, default=2.5e-4)
+    parser.add_argument("--tests", type=float, default=1.0, help="share of the test documents")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing that would not end by then")
+    parser.add_argument("--tiny", action="store_true")
+    args = parser.parse_args()
+    began = time.monotonic()
+    sizes = Sizes(args.tiny)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    autocast = torch.bfloat16 if device == "cuda" else None
+    base_stages, stages = parsed(args.base), parsed(args.stages)
+    longest = stages[-1][0]
+    tests = tests_of(longest, args.tests, device)
+    known = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    names = {(run["variant"], run["seed"]) for run in known}
+    slowest = 0.0
+    about = {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "torch": torch.__version__,
+             "planned_stages": args.stages, "first": args.first, "base": args.base, "base_rate": args.base_rate, "rate": args.rate,
+             "width": sizes.width, "layers": sizes.layers, "heads": sizes.heads, "mlp": sizes.mlp, "tokens": longest}  # fmt: skip
+
+    def left() -> float:
+        return args.seconds - (time.monotonic() - began)
+
+    for seed in args.seeds:
+        wanted = dict(v.split("=", 1) if "=" in v else (v, VARIANTS[v]) for v in args.variants)
+        wanted = {name: text for name, text in wanted.items() if (name, seed) not in names}
+        if not wanted or left() < slowest:
+            continue
+        base = model_of("full()", seed, sizes).to(device)
+        tasks, order = plan_of(base_stages)
+        recipe = Recipe(len(order), args.base_rate, warmup=min(200, len(order) // 5), autocast=autocast)
+        trainer = Trainer(base, tasks, recipe, order=order, seed=seed)
+        losses = trained(trainer, began)
+        short = tests_of(1024, args.tests, device) if not args.tiny else {}
+        result = measured(base, short, autocast)
+        weights = sum(p.numel() for p in base.parameters())
+        print(
+            f"base of seed {seed}: {weights:,} weights, {time.monotonic() - began:.0f} s, at 1,024 tokens {result}",
+            flush=True,
+        )
+        with args.out.open("a") as file:
+            line = about | {
+                "variant": "base",
+                "seed": seed,
+                "weights": weights,
+                "losses": losses,
+                "tests_at_1024": result,
+            }
+            file.write(json.dumps(line) + "\n")
+        del trainer
+        for name, text in wanted.items():
+            if left() < slowest:
+                print(f"no time left for {name}, seed {seed}", flush=True)
+                continue
+            start = time.monotonic()
+            line = {}
+            gc.collect()  # a trainer's graphs hold their memory
+            if device == "cuda":
+                torch.cuda.empty_cache()
+            for capture in (True, False):  # what the other variants found must not be lost by one that fails
+                try:
+                    own = [*parsed([args.first] if args.first and name in args.first_for else []), *stages]
+                    line = extended(base, name, text, seed, own, sizes, args.rate, autocast, tests, device, capture)
+                    break
+                except Exception as error:
+                    print(f"{name}, seed {seed}, capture {capture}: {type(error).__name__}: {error}", flush=True)
+                    traceback.print_exc(limit=-2)
+            if not line:
+                continue
+            took = time.monotonic() - start
+            slowest = max(slowest, took)
+            final = pattern_at(text, longest)
+            cost = share(
+                parse(final), longest, sizes.heads, sizes.heads, sizes.width // sizes.heads, gated=name in GATED
+            )
+            line = about | {"variant": name, "seed": seed, "pattern": final, "share_of_dense": round(cost, 4)} | line
+            line["seconds"] = round(took, 1)
+            with args.out.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(
+                f"{name}, seed {seed}: {took:.0f} s {line['stage_seconds']}, {line['tests']}",
+                flush=True,
+            )
+
+
+def extended(
+    base: LanguageModel, name: str, text: str, seed: int, stages: list[tuple[int, ...]], sizes: Sizes, rate: float,
+    autocast: torch.dtype | None, tests: dict[str, Batch], device: str, capture: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """The base goes on through its pattern, one trainer over all stages, and is tested."""
+    model = model_of(pattern_at(text, stages[-1][0]), seed, sizes)
+    if name not in GATED:
+        for block in model.blocks:
+            block.mixer.selector = None
+    faster(model)
+    model = model.to(device)
+    model.load_state_dict(base.state_dict(), strict=False)  # what only this pattern has starts as it was made
+    tasks, order = plan_of(stages)
+    recipe = Recipe(len(order), rate, warmup=50, autocast=autocast)
+    trainer = Trainer(model, tasks, recipe, order=order, seed=1000 + seed, capture=capture)
+    seconds, losses = [], []
+    for tokens, _, steps in stages:
+        start = time.monotonic()
+        use(model, pattern_at(text, tokens))
+        losses.append(trained(trainer, start, steps))
+        seconds.append(round(time.monotonic() - start, 1))
+        print(f"  {name}, {tokens} tokens: {seconds[-1]} s, {losses[-1]}", flush=True)
+    begin = time.monotonic()
+    found = measured(model, tests, autocast)
+    seconds.append(round(time.monotonic() - begin, 1))
+    return {"weights": sum(p.numel() for p in model.parameters()), "captured": capture, "stages": stages,
+            "stage_seconds": seconds, "losses": losses, "tests": found}  # fmt: skip
+
+
+def parsed(stages: list[str]) -> list[tuple[int, ...]]:
+    return [tuple(map(int, stage.split("x"))) for stage in stages]
+
+
+def plan_of(stages: list[tuple[int, ...]]) -> tuple[list[tuple[FactChains, int]], list[int]]:
+    """The tasks of all stages, and which of them each step takes: hops in turn."""
+    tasks, order = [], []
+    for index, (tokens, batch, steps) in enumerate(stages):
+        tasks += tasks_of(tokens, batch)
+        order += [index * len(HOPS) + step % len(HOPS) for step in range(steps)]
+    return tasks, order
+
+
+def trained(trainer: Trainer, began: float, steps: int | None = None) -> list[float]:
+    losses = []
+    end = trainer.recipe.steps if steps is None else trainer.done + steps
+    while trainer.done < end:
+        trainer.step()
+        if trainer.done % 100 == 0 or trainer.done == end:
+            losses.append(round(trainer.recent_loss(99), 4))
+        if trainer.done % 1000 == 0:
+            print(f"  {trainer.done} steps, {time.monotonic() - began:.0f} s, loss {losses[-1]}", flush=True)
+    return losses
+
+
+def measured(model: LanguageModel, tests: dict[str, Batch], autocast: torch.dtype | None) -> dict[str, float]:
+    return {name: round(accuracy(model, batch, examples=8, autocast=autocast), 4) for name, batch in tests.items()}
+
+
+if __name__ == "__main__":
+    main()

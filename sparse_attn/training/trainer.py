@@ -1,0 +1,179 @@
+"""One training run: tasks, a model, a recipe; every step the same graph, every number from the run's own generator."""
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .batch import Task
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a run learns: AdamW, a linear warm-up, then a cosine down to `final` of the rate.
+
+    Attributes:
+        steps: Of the whole run.
+        rate: Highest learning rate.
+        warmup: Steps of the warm-up.
+        final: What is left of the rate at the end.
+        weight_decay: Of every weight of two axes or more.
+        clip: Norm that gradients are cut to.
+        autocast: dtype of matrix products; None: the weights' own.
+    """
+
+    steps: int
+    rate: float
+    warmup: int = 100
+    final: float = 0.0
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip: float = 1.0
+    autocast: torch.dtype | None = None
+
+    def share(self, step: Tensor) -> Tensor:
+        """Of the highest rate, at a step counted from 0."""
+        rising = (step + 1.0) / max(1, self.warmup)
+        gone = ((step - self.warmup) / max(1, self.steps - self.warmup)).clamp(0.0, 1.0)
+        falling = self.final + (1.0 - self.final) * 0.5 * (1.0 + torch.cos(math.pi * gone))
+        return torch.minimum(rising, falling)
+
+
+class Trainer:
+    """Trains a model on tasks, one of them a step, on the model's device.
+
+    On a GPU the whole step (drawing the batch, forward, backward, AdamW) is captured into one CUDA graph for each task
+    after a few ordinary steps, and runs on a stream of its own: several trainers stepped in turn by one process fill a
+    card that one small model leaves idle. Nothing is read back until it is asked for.
+
+    Args:
+        model: Takes ``(tokens [B, T], at [B, Q])`` and gives logits ``[B, Q, V]``.
+        tasks: Each with its batch size.
+        order: Which task each step takes, over and over; one after the other if None.
+        recipe: How it learns.
+        seed: Of the data. Runs of equal seed, steps and device repeat.
+        capture: Use CUDA graphs where there is a GPU.
+
+    Raises:
+        ValueError: no tasks.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tasks: Sequence[tuple[Task, int]],
+        recipe: Recipe,
+        *,
+        order: Sequence[int] | None = None,
+        seed: int = 0,
+        capture: bool = True,
+    ) -> None:
+        if not tasks:
+            raise ValueError("tasks must hold at least one (task, batch size), got none")
+        self.model, self.tasks, self.recipe = model, list(tasks), recipe
+        self.order = list(range(len(tasks))) if order is None else list(order)
+        device = next(model.parameters()).device
+        self.device, self.on_gpu = device, device.type == "cuda"
+        self.capture = capture and self.on_gpu
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self.count = torch.zeros((), device=device)
+        self.rate = torch.zeros((), device=device)
+        self.losses = torch.full((recipe.steps,), math.nan, device=device)
+        decayed = [p for p in model.parameters() if p.ndim >= 2]
+        others = [p for p in model.parameters() if p.ndim < 2]
+        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=self.rate,
+            betas=recipe.betas,
+            fused=self.on_gpu or None,
+            foreach=None if self.on_gpu else False,
+            capturable=self.on_gpu,
+        )
+        self.stream = torch.cuda.Stream(device) if self.on_gpu else None
+        self._graphs: dict[int, Any] = {}
+        self._warm: dict[int, int] = {}
+        self.done = 0
+
+    def step(self) -> None:
+        """One step on the task whose turn it is. Past the recipe's last step nothing happens."""
+        if self.done >= self.recipe.steps:
+            return
+        task = self.order[self.done % len(self.order)]
+        with self._on_stream():
+            if task in self._graphs:
+                self._graphs[task].replay()
+            elif self.capture and self._warm.get(task, 0) >= 2:  # kernels are compiled and buffers are there by now
+                self._graphs[task] = self._captured(task)
+                self._graphs[task].replay()
+            else:
+                self._step(task)
+                self._warm[task] = self._warm.get(task, 0) + 1
+        self.done += 1
+
+    def _captured(self, task: int) -> Any:
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self.generator)
+        torch.cuda.synchronize(self.device)
+        pool = next(iter(self._graphs.values())).pool() if self._graphs else None
+        with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
+            self._step(task)
+        return graph
+
+    def _step(self, task: int) -> None:
+        drawn, examples = self.tasks[task]
+        batch = drawn.draw(examples, self.generator)
+        self.rate.copy_(self.recipe.rate * self.recipe.share(self.count))
+        self.optimizer.zero_grad(set_to_none=True)
+        dtype = self.recipe.autocast
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None, cache_enabled=False):
+            logits = self.model(batch.tokens, batch.at)
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), batch.answers.flatten())
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        self.optimizer.step()
+        self.losses.scatter_(0, self.count.long().view(1), loss.detach().view(1))
+        self.count += 1.0
+
+    def _on_stream(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+
+    def recent_loss(self, steps: int = 50) -> float:
+        """The mean loss of the last steps; waits for the device."""
+        if self.stream is not None:
+            self.stream.synchronize()
+        return float(self.losses[max(0, self.done - steps) : self.done].mean())
+
+    def state(self) -> dict[str, Any]:
+        """All that a later run needs to go on with the same numbers: for `torch.save`."""
+        if self.stream is not None:
+            self.stream.synchronize()
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "losses": self.losses.clone(),
+            "done": self.done,
+        }
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken, in a trainer of the same model, tasks and recipe that has not begun.
+
+        Raises:
+            ValueError: a trainer that has taken steps.
+        """
+        if self.done:
+            raise ValueError(f"resume needs a trainer that has not begun, got one after {self.done} steps")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
+        self.generator.set_state(state["generator"].cpu())
+        self.losses.copy_(state["losses"])
+        self.done = state["done"]
+        self.count.fill_(float(self.done))

@@ -1,0 +1,149 @@
+"""A tiny model learns, losses repeat, and a run goes on where it was left."""
+
+import math
+
+import pytest
+import torch
+
+from sparse_attn.models import GatedConvolution, LanguageModel
+from sparse_attn.nn import SparseSelfAttention
+from sparse_attn.patterns import Window
+from sparse_attn.training import Batch, FactChains, MultiQueryRecall, Recipe, Trainer, accuracy
+
+TASK = MultiQueryRecall(16, 2, vocabulary=64)
+
+
+def trainer(steps: int, *, seed: int = 0, rate: float = 1e-2, batch: int = 4) -> Trainer:
+    torch.manual_seed(3)
+    mixers = [GatedConvolution(32), SparseSelfAttention(32, 1, Window(16), rope_theta=None)]
+    model = LanguageModel(64, 32, mixers, kernel=0, deviation=0.1)
+    return Trainer(model, [(TASK, batch)], Recipe(steps, rate, warmup=10), seed=seed)
+
+
+class DenseMixer(torch.nn.Module):
+    """PyTorch's attention over all earlier tokens, a whole batch in one call: the trainer is judged here, and hundreds of
+    steps must cost little."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.qkv, self.out_proj = torch.nn.Linear(width, 3 * width), torch.nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.out_proj(torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+
+def run(one: Trainer, steps: int) -> list[float]:
+    for _ in range(steps):
+        one.step()
+    return one.losses[: one.done].tolist()
+
+
+def test_two_layers_learn_to_recall_two_pairs() -> None:
+    torch.manual_seed(3)
+    model = LanguageModel(64, 32, [GatedConvolution(32), DenseMixer(32)], kernel=0, deviation=0.1)
+    learner = Trainer(model, [(TASK, 32)], Recipe(300, 1e-2, warmup=10), seed=0)
+    test = TASK.draw(200, torch.Generator().manual_seed(99))
+    before = accuracy(learner.model, test)
+    losses = run(learner, 300)
+    assert losses[0] == pytest.approx(math.log(64), rel=0.5)
+    assert before < 0.2
+    assert accuracy(learner.model, test) > 0.9
+
+
+def test_equal_seeds_give_equal_losses() -> None:
+    first, second, other = run(trainer(6), 6), run(trainer(6), 6), run(trainer(6, seed=1), 6)
+    assert first == second
+    assert first != other
+
+
+def test_resumed_run_is_the_run_without_a_break(tmp_path) -> None:
+    whole = run(trainer(8), 8)
+    half = trainer(8)
+    run(half, 4)
+    torch.save(half.state(), tmp_path / "state.pt")
+    later = trainer(8, seed=77)  # its own seed is replaced by the saved generator
+    later.resume(torch.load(tmp_path / "state.pt"))
+    assert run(later, 4) == whole
+    with pytest.raises(ValueError, match="resume needs a trainer that has not begun, got one after 8 steps"):
+        later.resume(half.state())
+
+
+def test_nothing_happens_after_the_last_step() -> None:
+    one = trainer(2)
+    run(one, 2)
+    weights = {name: p.clone() for name, p in one.model.named_parameters()}
+    one.step()
+    assert one.done == 2
+    assert all(torch.equal(p, weights[name]) for name, p in one.model.named_parameters())
+
+
+def test_first_step_is_that_of_adamw_with_clipped_gradients() -> None:
+    recipe = Recipe(10, 1e-2, warmup=4)
+    one = trainer(10)
+    one.recipe = recipe
+    model = one.model
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    batch = TASK.draw(4, torch.Generator().manual_seed(0))
+    logits = model(batch.tokens, batch.at)
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.answers.flatten())
+    grads = dict(zip(before, torch.autograd.grad(loss, list(model.parameters())), strict=True))
+    norm = sum(float((g**2).sum()) for g in grads.values()) ** 0.5
+    one.step()
+    rate = 1e-2 * 1 / 4
+    for name, p in model.named_parameters():
+        g = grads[name] * min(1.0, 1.0 / (norm + 1e-6))
+        decay = 0.1 if p.ndim >= 2 else 0.0
+        expected = before[name] * (1 - rate * decay) - rate * g / (g.abs() + 1e-8)
+        torch.testing.assert_close(p.detach(), expected, rtol=1e-3, atol=2e-5)
+
+
+def test_rate_rises_then_falls_by_a_cosine() -> None:
+    recipe = Recipe(110, 1.0, warmup=10, final=0.1)
+    shares = [float(recipe.share(torch.tensor(float(step)))) for step in (0, 4, 9, 10, 60, 110)]
+    assert shares == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.55, 0.1], abs=1e-6)
+
+
+def test_tasks_take_turns_in_the_given_order() -> None:
+    drawn = []
+
+    class Named:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def draw(self, examples: int, generator: torch.Generator) -> Batch:
+            drawn.append((self.name, examples))
+            return TASK.draw(examples, generator)
+
+    model = trainer(1).model
+    one = Trainer(model, [(Named("a"), 2), (Named("b"), 3)], Recipe(5, 1e-3), order=[0, 1, 1])
+    run(one, 5)
+    assert drawn == [("a", 2), ("b", 3), ("b", 3), ("a", 2), ("b", 3)]
+
+
+def test_accuracy_counts_right_answers_over_parts() -> None:
+    class Answers(torch.nn.Module):
+        def forward(self, tokens: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.one_hot(tokens.gather(1, at), 10).float()  # says the asked token itself
+
+    tokens = torch.tensor([[1, 2], [3, 4], [5, 6]])
+    batch = Batch(tokens, torch.tensor([[0, 1], [0, 1], [0, 1]]), torch.tensor([[1, 2], [3, 9], [9, 9]]))
+    assert accuracy(Answers(), batch, examples=2) == 3 / 6
+
+
+def test_no_tasks_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"tasks must hold at least one \(task, batch size\), got none"):
+        Trainer(trainer(1).model, [], Recipe(1, 1e-3))
+
+
+@pytest.mark.gpu
+def test_captured_steps_are_the_ordinary_ones() -> None:
+    def losses(capture: bool) -> list[float]:
+        torch.manual_seed(0)
+        mixers = [SparseSelfAttention(64, 1, Window(32), rope_theta=None) for _ in range(2)]
+        model = LanguageModel(512, 64, mixers, deviation=0.1).cuda()
+        tasks = [(FactChains(64, hops, 4 // hops, 4, filler=15, vocabulary=512), 8) for hops in (1, 2)]
+        return run(Trainer(model, tasks, Recipe(12, 1e-3, autocast=torch.bfloat16), seed=5, capture=capture), 12)
+
+    ordinary, captured = losses(False), losses(True)
+    assert captured == pytest.approx(ordinary, rel=1e-3)
