@@ -14,6 +14,7 @@ from ._version import __version__
 from .patterns import (
     Anchors,
     Chunked,
+    CoverBlocks,
     Dilated,
     Full,
     Global,
@@ -23,6 +24,7 @@ from .patterns import (
     Sinks,
     Strided,
     TopBlocks,
+    VerticalSlash,
     Window,
     parse,
 )
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Anchors",
     "Chunked",
+    "CoverBlocks",
     "Dilated",
     "Full",
     "Global",
@@ -42,6 +45,7 @@ __all__ = [
     "Sinks",
     "Strided",
     "TopBlocks",
+    "VerticalSlash",
     "Window",
     "__version__",
     "attention",

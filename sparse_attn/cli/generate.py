@@ -10,7 +10,7 @@ import typer
 
 from ..patterns import parse
 from .console import progress_bar, remarks
-from .model import load
+from .model import HELP, is_base_model, load
 from .numbers import temperature as a_temperature
 from .numbers import whole
 
@@ -27,14 +27,7 @@ EXAMPLES = """Examples:
 
 
 def generate(
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="A folder with safetensors weights, a .gguf file, or a model id in the local Hugging Face cache. "
-            "Without it: SmolLM2-135M-Instruct.",
-            show_default=False,
-        ),
-    ] = None,
+    model: Annotated[str | None, typer.Option(help=HELP, show_default=False)] = None,
     pattern: Annotated[
         str | None,
         typer.Option(
@@ -53,8 +46,14 @@ def generate(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(parser=whole(1), metavar="N", help="The most tokens to write.")] = 128,
     chat: Annotated[
-        bool, typer.Option("--chat/--raw", help="Ask through the model's chat template, or continue the text as it is.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--chat/--raw",
+            show_default=False,
+            help="Ask through the model's chat template, or continue the text as it is. Without it: through the template, but "
+            "for base models.",
+        ),
+    ] = None,
     temperature: Annotated[
         float, typer.Option(parser=a_temperature, metavar="X", help="0: always the likeliest token.")
     ] = 0.0,
@@ -78,7 +77,7 @@ def generate(
         if outside := [layer for layer in dense if layer >= n_layers]:
             raise ValueError(f"--full-layers names layers {outside}, but the model's are 0 to {n_layers - 1}")
         sparsify(loaded, {layer: chosen for layer in range(n_layers) if layer not in dense})
-    tokens = _tokens(tokenizer, text, chat)
+    tokens = _tokens(tokenizer, text, not is_base_model(model) if chat is None else chat)
     check_length(loaded, tokens, max_new_tokens)
     _stream(loaded, tokenizer, tokens, max_new_tokens, temperature, seed)
 

@@ -16,10 +16,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..patterns import Full, Pattern, parse
-from .kv_cache import cache_bytes
+from ..patterns import Full, Pattern, Window, parse
+from .kv_cache import cache_bytes, own_windows
 from .sparsify import restore, sparsify
 
+RAW_ENDING = "\n\nAnswer:"
 HEAD_CHUNK = 256  # positions whose logits over the whole vocabulary exist at once
 
 
@@ -53,15 +54,22 @@ class HfReader:
     Args:
         model, tokenizer: As `sparse_attn.hf.load_model` gives them; the model is used as it is, where it is.
         implementation: Of attention through patterns, as for `sparsify`; None chooses.
+        raw: Ask without the chat template, as base models need it: the question is continued from "Answer:" on.
 
     Source: perplexity is exp(surprise / scored_tokens).
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, implementation: str | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        implementation: str | None = None,
+        raw: bool = False,
     ) -> None:
         self.model = model
         self.implementation = implementation
+        self.raw = raw
         self.tokenizer = tokenizer
         self._stop = _stop_tokens(model, tokenizer)
 
@@ -80,12 +88,21 @@ class HfReader:
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
+    def beginning(self) -> list[int]:
+        """The tokens that the tokenizer itself puts before a text, such as ``<bos>``; with many models none."""
+        text = "x"
+        (first, *_) = self.encode(text)
+        whole = list(self.tokenizer.encode(text, verbose=False))
+        return whole[: whole.index(first)]
+
     def chat_frame(self) -> tuple[str, str]:
-        """What the chat template puts before and after a user's message.
+        """What the chat template puts before and after a user's message; raw: what begins a text, and "Answer:".
 
         Raises:
-            ValueError: the tokenizer has no chat template.
+            ValueError: the tokenizer has no chat template, and `raw` was not asked for.
         """
+        if self.raw:
+            return str(self.tokenizer.decode(self.beginning(), skip_special_tokens=False)), RAW_ENDING
         if not self.tokenizer.chat_template:
             raise ValueError("the model's tokenizer has no chat template: choose a model that was trained to be asked")
         mark = "\u241f"
@@ -101,14 +118,23 @@ class HfReader:
         if chosen:
             sparsify(self.model, chosen, implementation=self.implementation)
 
+    def in_force(self, patterns: Sequence[str | None]) -> list[Pattern]:
+        """What each layer keeps through these patterns, cut to the model's own sliding window where it has one."""
+        own = own_windows(self.model)
+        return [
+            pattern if window is None else pattern.within(Window(window))
+            for pattern, window in zip(_parsed(patterns), own, strict=True)
+        ]
+
     def cost(self, patterns: Sequence[str | None], tokens: int) -> Cost:
         """Pairs of a prefill of that many tokens, and bytes of its KV cache; nothing is run."""
-        chosen: list[Pattern] = [Full() if text is None else parse(text) for text in patterns]
-        pairs = {pattern: pattern.pairs(tokens) for pattern in {*chosen, Full()}}
-        cache = cache_bytes(self.model, dict(enumerate(chosen)), tokens)
+        chosen = dict(enumerate(_parsed(patterns)))
+        in_force = self.in_force(patterns)
+        pairs = {pattern: pattern.pairs(tokens) for pattern in {*in_force, Full()}}
+        cache = cache_bytes(self.model, chosen, tokens)
         return Cost(
-            kept_pairs=sum(pairs[pattern] for pattern in chosen),
-            dense_pairs=pairs[Full()] * len(chosen),
+            kept_pairs=sum(pairs[pattern] for pattern in in_force),
+            dense_pairs=pairs[Full()] * len(in_force),
             cache_bytes=cache.needed,
             dense_cache_bytes=cache.allocated,
         )
@@ -207,6 +233,10 @@ class HfReader:
             logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True).logits
             tokens = logits[:, -1].argmax(-1).tolist()
         return [str(self.tokenizer.decode(line, skip_special_tokens=True)).strip() for line in written]
+
+
+def _parsed(patterns: Sequence[str | None]) -> list[Pattern]:
+    return [Full() if text is None else parse(text) for text in patterns]
 
 
 def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ..ops import attention
 from ..ops.anchors import Lengths, row_bounds
 from ..patterns import Anchors, Full, Pattern
-from ..patterns.chosen import split_choice, split_hashed
+from ..patterns.chosen import split_choice
+from ..patterns.hashed import split_hashed
 from .anchors import AnchorKeys
 from .rope import rotate
 from .selector import BlockSelector
@@ -113,7 +114,8 @@ class SparseSelfAttention(nn.Module):
         bounds = None if cu_seqlens is None else list(map(int, cu_seqlens))
         q, k, v = self._project(x)
         positions = _positions(x.shape[-2], bounds, x.device)
-        q_turned, extra, coarse = self._turn(q, positions), self._beside(k, v, bounds), None
+        k, v, extra = self._beside(k, v, bounds)
+        q_turned, coarse = self._turn(q, positions), None
         if self.selector is not None:
             blocks = self.selector.compress(k, v, cu_seqlens=bounds)
             coarse, extra["selected"] = self._choose(x, q_turned, blocks, k.shape[-3], bounds)
@@ -164,7 +166,7 @@ class SparseSelfAttention(nn.Module):
             blocks = cache.blocks.extend(k, v, self.selector.pooling)
             coarse, extra["selected"] = self._choose(x, q_turned, blocks, cache.length, None)
         if self.by_content:  # every key is there: blocks and ranks keep their numbers, and static terms their positions
-            own = [term for term in self.pattern.terms if not isinstance(term, Anchors)]
+            own = [term for term in self.pattern.terms if not term.extra_keys]
             seen = reduce(or_, own if self.anchors is None else [*own, Anchors(extra["extra_k"].shape[2], _ONE_ROW)])
         else:
             chosen = cache.seen_by_last()
@@ -200,12 +202,12 @@ class SparseSelfAttention(nn.Module):
         whole = out if coarse is None else out + coarse
         return self.out_proj(whole.flatten(-2))  # type: ignore[no-any-return]
 
-    def _beside(self, k: Tensor, v: Tensor, bounds: list[int] | None) -> dict[str, Any]:
-        """What attention takes beside the sequence's own keys, made from keys before they are turned."""
+    def _beside(self, k: Tensor, v: Tensor, bounds: list[int] | None) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """Keys and values to go on with, and what attention takes beside them, made from keys before they are turned."""
         if self.anchors is None:
-            return {}
-        extra_k, extra_v = self.anchors(k, v, cu_seqlens=bounds)
-        return self._placed(extra_k, extra_v, bounds)
+            return k, v, {}
+        k, v, extra_k, extra_v, _ = self.anchors(k, v, cu_seqlens=bounds)
+        return k, v, self._placed(extra_k, extra_v, bounds)
 
     def _beside_last(self, k: Tensor, v: Tensor, cache: Cache) -> dict[str, Any]:
         """The same for one token more."""

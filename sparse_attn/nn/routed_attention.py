@@ -49,7 +49,7 @@ class RoutedSelfAttention(SparseSelfAttention):
         self._last: tuple[Tensor, list[int] | None] | None = None
 
     def spent_pairs(self) -> Tensor:
-        """The exact pairs that each example and KV head spent in the last forward pass (see `chosen_pairs`)."""
+        """The exact pairs that each example and KV head spent in the last forward pass (see `spent_pairs`)."""
         if self.route is None or self._last is None:
             raise ValueError("spent_pairs: nothing was spent yet: call the layer first")
         return self.router.spent_pairs(self.route, self._last[0], cu_seqlens=self._last[1])

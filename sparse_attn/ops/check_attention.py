@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..patterns import Anchors, Pattern, parse
-from ..patterns.chosen import Choice, split_choice, split_hashed
+from ..patterns.chosen import Choice, split_choice
 from ..patterns.documents import split_documents
+from ..patterns.hashed import split_hashed
 from .check_selected import check_hashed, check_selected, same_choice
 
 Facts = tuple[int, ...]

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..patterns import Pattern
+from ..patterns import Pattern, TopBlocks
 from ..patterns.documents import Document, split_documents
 from .check_attention import check_patterns
 from .check_selected import same_choice
@@ -67,6 +67,8 @@ def compressed_attention(
     patterns = check_patterns(pattern, n_kv_heads=k.shape[2])
     choice = same_choice(patterns)
     term = choice.term
+    if not isinstance(term, TopBlocks):
+        raise ValueError(f"pattern must have a TopBlocks term, whose blocks compressed keys rank, got {term!r}")
     if n_keys is None and cu_seqlens_k is None:
         n_keys = q.shape[1]
     documents = split_documents(q.shape[1], n_keys, cu_seqlens_q, cu_seqlens_k)

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..patterns import Chunked, Full, Hashed, Pattern, Sinks, Strided, Window
-from ..patterns.chosen import Rest, split_hashed
 from ..patterns.documents import Document, split_documents
+from ..patterns.hashed import Rest, split_hashed
 from ..patterns.pattern import Within
 
 GATHERED = 1 << 21  # numbers of keys gathered at once, 8 MiB in float32, and as many of values

@@ -1,6 +1,8 @@
 """What may be attended: patterns, their terms, and the arithmetic on them. Needs numpy only, never torch."""
 
-from .chosen import Hashed, TopBlocks
+from .chosen import TopBlocks
+from .covering import CoverBlocks, VerticalSlash
+from .hashed import Hashed
 from .layout import Layout
 from .parse import parse
 from .pattern import Pattern
@@ -10,6 +12,7 @@ from .terms import Anchors, Chunked, Dilated, Full, Global, Random, Sinks, Strid
 __all__ = [
     "Anchors",
     "Chunked",
+    "CoverBlocks",
     "Dilated",
     "Full",
     "Global",
@@ -21,6 +24,7 @@ __all__ = [
     "Sinks",
     "Strided",
     "TopBlocks",
+    "VerticalSlash",
     "Window",
     "parse",
 ]

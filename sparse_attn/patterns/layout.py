@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .chosen import Hashed, TopBlocks
+from .chosen import ChosenBlocks
 from .documents import Document, check_examples, split_documents
+from .hashed import Hashed
 from .parts import BlockList, Chunk, Columns, DilatedPass, FullRows, Interval, Positions, span_bounds
 from .pattern import Lengths, Pattern, Within
 from .random_blocks import draw_blocks
@@ -183,7 +184,7 @@ class Groups:
                 if self.anchors is not None:
                     raise ValueError(f"pattern: at most one Anchors term, got {self.anchors!r} and {term!r}")
                 self.anchors = term
-            case TopBlocks() | Hashed():
+            case ChosenBlocks() | Hashed():
                 pass  # chosen at run time: attention passes over its keys by themselves
             case _:
                 raise NotImplementedError(f"layout: {type(term).__name__} has no layout")

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..patterns import Anchors, Pattern, TopBlocks
+from ..patterns import Anchors, Pattern
+from ..patterns.chosen import ChosenBlocks
 from ..patterns.pattern import Within
 
 
@@ -76,11 +77,11 @@ def selected_attention(
     return out.transpose(1, 2).to(q.dtype), lse.transpose(1, 2)
 
 
-def _top_blocks(pattern: Pattern) -> tuple[TopBlocks, Pattern | None]:
+def _top_blocks(pattern: Pattern) -> tuple[ChosenBlocks, Pattern | None]:
     """The term that chooses, and the window that it is cut to."""
     for clause in pattern.terms:
         term, limit = (clause.term, clause.limit) if isinstance(clause, Within) else (clause, None)
-        if isinstance(term, TopBlocks):
+        if isinstance(term, ChosenBlocks):
             return term, limit
     raise ValueError(f"pattern {pattern!r} has no TopBlocks term")
 

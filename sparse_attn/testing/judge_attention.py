@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from sparse_attn.ops import attention
-from sparse_attn.patterns import Anchors, Pattern, TopBlocks, parse
+from sparse_attn.patterns import Anchors, Pattern, parse
+from sparse_attn.patterns.chosen import ChosenBlocks
 from sparse_attn.patterns.pattern import Within
 
 from .error_budget import assert_within_budget
@@ -112,9 +113,11 @@ def _chosen_keys(
 ) -> Tensor:
     """Which keys of chosen blocks each query head may see, in the shape of `keep`, ``[B, Hq, T, S]``."""
     hq, n_queries, n_keys = keep.shape[1:]
-    clause = next(own for own in pattern.terms if isinstance(own.term if isinstance(own, Within) else own, TopBlocks))
+    clause = next(
+        own for own in pattern.terms if isinstance(own.term if isinstance(own, Within) else own, ChosenBlocks)
+    )
     term, limit = (clause.term, clause.limit) if isinstance(clause, Within) else (clause, parse("full()"))
-    assert isinstance(term, TopBlocks)
+    assert isinstance(term, ChosenBlocks)
     q_bounds = boundaries["cu_seqlens_q"] or [0, n_queries]
     k_bounds = boundaries["cu_seqlens_k"] or (boundaries["cu_seqlens_q"] or [0, n_keys])
     rows = torch.zeros(n_queries, dtype=torch.int64, device=keep.device)  # of `selected`

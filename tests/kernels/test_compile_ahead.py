@@ -45,6 +45,11 @@ def test_chosen_blocks_on_every_generation() -> None:
     compile_for("--capabilities", "8.0", "9.0", "10.0", "--kernels", *CHOSEN, *usual)
 
 
+def test_anchors_on_ampere_and_hopper() -> None:
+    anchors = ("pool", "scan", "backward_scan", "backward_pool")
+    compile_for("--capabilities", "8.6", "9.0", "--head-dims", "128", "--dtypes", "bf16", "--kernels", *anchors)
+
+
 @pytest.mark.slow
 def test_every_shape_on_every_gpu() -> None:
     compile_for("--packed")

@@ -62,11 +62,12 @@ def test_the_future_changes_nothing_in_any_form() -> None:
     layer = make_layer(PATTERNS[1]).float()
     x = torch.randn(2, 14, 32)
     forms = [layer, lambda y: steps(layer, y, [1] * 14), lambda y: steps(layer, y, [9, *[1] * 5])]
-    for t in (8, 13):
-        changed = torch.cat([x[:, :t], 10 * torch.randn_like(x[:, t:])], 1)
-        for form in forms:
-            assert torch.equal(form(x)[:, :t], form(changed)[:, :t])
-            assert not torch.equal(form(x)[:, t], form(changed)[:, t])
+    t = 9
+    changed = torch.cat([x[:, :t], 10 * torch.randn_like(x[:, t:])], 1)
+    for form in forms:
+        before, after = form(x), form(changed)
+        assert torch.equal(before[:, :t], after[:, :t])
+        assert not torch.equal(before[:, t], after[:, t])
 
 
 def test_gradients_reach_the_selector() -> None:
@@ -88,9 +89,10 @@ def test_gradients_reach_the_selector() -> None:
 
     with torch.no_grad():
         selector.pooling.normal_()
-    assert torch.autograd.gradcheck(call, [*leaves, *parameters])
+    assert torch.autograd.gradcheck(call, [*leaves, *parameters], fast_mode=True)
 
 
+@pytest.mark.slow
 def test_training_turns_the_choice_to_the_block_that_matters() -> None:
     """The value that is asked for lies in a block far behind that only its key tells apart: the choice has to learn it."""
     torch.manual_seed(1)
