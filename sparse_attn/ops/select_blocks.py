@@ -108,7 +108,14 @@ def choose_blocks(
     """`select_blocks` for arguments that have been checked, with the queries already scaled."""
     with torch.autocast(q.device.type, enabled=False):  # scores are float32 inside autocast too
         return _choose_blocks(
-            q, k, patterns, causal=causal, bounds=bounds, score=score, compressed=compressed, per_query_head=per_query_head
+            q,
+            k,
+            patterns,
+            causal=causal,
+            bounds=bounds,
+            score=score,
+            compressed=compressed,
+            per_query_head=per_query_head,
         )
 
 
