@@ -10,6 +10,10 @@ QUIET  := --quiet --progress-bar off
 
 export MPLBACKEND := Agg
 
+# Small models and interpreted kernels are Python, which uses one core: two processes of one thread halve the time. A file's
+# tests stay together, since they share what is made once (a wheel, a model).
+WORKERS ?= 2
+
 # The GPU targets run under a Python that has a CUDA build of PyTorch, which .venv may not be.
 GPU_PYTHON ?= $(BIN)/python
 
@@ -24,8 +28,8 @@ demo: $(STAMP) ## the main job: a real model reads a book densely and sparsely, 
 	$(BIN)/sparse-attn demo
 
 test: lint ## lint, types, import rules, the fast suite with every docstring's example, and the built wheel
-	@echo "== tests"
-	$(BIN)/python -m pytest -q -m "not slow" --durations=10
+	@echo "== tests, in $(WORKERS) processes of one thread each"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n $(WORKERS) --dist loadfile --durations=10
 
 test-full: lint ## the same with the full matrix
 	@echo "== tests, full matrix"

@@ -4,9 +4,9 @@
 
 A variant is a kernel, a GPU, a head dim, a dtype, and the parts of the pattern that it reads: "window" has an interval
 alone, "full" a long one with columns and extra keys, "union" every part of a main pass, "dilated" a pass that follows them,
-"dilated alone" one that follows nothing; of the kernels of chosen blocks `compile_selected.py` tells. Exits with 1 if a kernel
-does not compile, or asks for more shared memory than a program of that GPU may have. `--registers` tells what ptxas makes of
-each.
+"dilated alone" one that follows nothing; of the kernels of anchors and of chosen blocks `compile_anchors.py` and
+`compile_selected.py` tell. Exits with 1 if a kernel does not compile, or asks for more shared memory than a program of that GPU
+may have. `--registers` tells what ptxas makes of each.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where `scripts` stands, if this runs as a file
 
-from scripts import compile_selected
+from scripts import compile_anchors, compile_selected
 
 SHARED_MEMORY = {(8, 0): 163 << 10, (8, 6): 99 << 10, (8, 9): 99 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10}
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -31,6 +31,7 @@ KERNELS = (
     "backward_columns",
     "backward_extra",
     "backward_queries",
+    *compile_anchors.KERNELS,
     *compile_selected.KERNELS,
 )
 PARTS: dict[str, dict[str, Any]] = {
@@ -85,6 +86,10 @@ def compile_variant(variant: Variant, registers: bool = False) -> tuple[int, str
             variant.kernel, variant.capability, variant.head_dim, getattr(torch, DTYPES[variant.dtype]), variant.dtype,
             variant.packed, variant.parts,
         )  # fmt: skip
+    elif variant.kernel in compile_anchors.KERNELS:
+        kernel, constants, types, warps, stages = compile_anchors.recipe(
+            variant.kernel, variant.head_dim, variant.dtype, variant.packed, variant.parts
+        )
     else:
         kernel, constants, types, warps, stages = _recipe(variant)
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
@@ -223,7 +228,11 @@ def _variants(options: argparse.Namespace) -> Iterator[Variant]:
 def _parts_of(kernel: str, asked: list[str]) -> list[str]:
     """The parts that a kernel is compiled for: those asked for, or the one that it knows."""
     alone = {"backward_rows": ["window"], "backward_columns": ["union"], "backward_extra": ["union"]}
-    own = compile_selected.KERNELS[kernel][1] if kernel in compile_selected.KERNELS else alone.get(kernel, list(PARTS))
+    own = alone.get(kernel, list(PARTS))
+    if kernel in compile_selected.KERNELS:
+        own = compile_selected.KERNELS[kernel][1]
+    elif kernel in compile_anchors.KERNELS:
+        own = compile_anchors.KERNELS[kernel]
     return own if len(own) == 1 else [parts for parts in own if parts in asked]
 
 

@@ -53,6 +53,7 @@ def recipe(
     known = PARTS[parts] | {
         "HAS_INTERVAL": True, "UNCUT": True, "LIMITED": parts == "union", "CAUSAL": True, "PACKED": packed, "SIZE": size,
         "BLOCK_N": size, "SLOTS": 2048 // size, "BLOCK_S": 2048 // size, "SLOT_BITS": 12, "ITEM": 256, "K": 32,
+        "UNROLL": 8,
         "BLOCK_K": 32, "PARTS": 64 // size, "BLOCK_R": 64, "BLOCK_Q": 1024, "BLOCK_I": 64, "BY_TILE": False,
         "QUERIES": rows.queries, "HEADS": 4, "BLOCK_M": tile.m, "D": head_dim, "BLOCK_D": block_d, "NEGATE": False,
         "USE_TMA": tma, "WEIGHTED": True, "PRECISION": precision(dtype),
@@ -61,10 +62,10 @@ def recipe(
     if name == "forward_tiles":
         known["HEADS"], warps, stages = rows.heads, rows.warps, rows.stages
     elif name == "merge_slots":
-        known["BLOCK_S"], warps = 4096 // (4 * block_d), tiles.merge_warps(head_dim)
+        warps, stages = tiles.merge_warps(4, block_d), 1
     elif name not in ("forward_blocks", "backward_blocks"):
         stages = 1
-        own = {"mark": {"BLOCK_Q": 64}, "select": {"BLOCK_R": 2, "BLOCK_B": 1024, "ONE_RANGE": True}}
+        own = {"mark": {"BLOCK_Q": 64}, "select": {"BLOCK_R": 1, "BLOCK_B": 1024, "ONE_RANGE": True}}
         known |= own.get(name, {"BLOCK_R": 8192 // block_d if name == "merge" else 64})
         warps = 1 if name == "select" else 4
     constants = {key: value for key, value in known.items() if key in kernel.arg_names}

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 from .patterns import (
     Anchors,
+    AnchorTree,
     Chunked,
+    CoverBlocks,
     Dilated,
     Full,
     Global,
@@ -23,6 +25,7 @@ from .patterns import (
     Sinks,
     Strided,
     TopBlocks,
+    VerticalSlash,
     Window,
     parse,
 )
@@ -31,8 +34,10 @@ if TYPE_CHECKING:
     from .ops import attention, merge, select_blocks
 
 __all__ = [
+    "AnchorTree",
     "Anchors",
     "Chunked",
+    "CoverBlocks",
     "Dilated",
     "Full",
     "Global",
@@ -42,6 +47,7 @@ __all__ = [
     "Sinks",
     "Strided",
     "TopBlocks",
+    "VerticalSlash",
     "Window",
     "__version__",
     "attention",

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..ops.anchors import AnchorState, AnchorWeights, anchor_scan, pool_blocks
+from ..ops.anchors import AnchorState, AnchorWeights, anchor_scan, read_anchors
 
 
 class AnchorCache:
@@ -48,13 +48,13 @@ class AnchorCache:
             k, v = torch.cat([self._open[0], k], 1), torch.cat([self._open[1], v], 1)
         self.length += k.shape[1] - (0 if self._open is None else self._open[0].shape[1])
         done = k.shape[1] // self.block * self.block
-        pooled_k, pooled_v = pool_blocks(k[:, :done], v[:, :done], self.block, query=weights.pooling)
-        state = weights.initial if self.state is None else self.state
-        rows_k, rows_v, self.state = anchor_scan(weights.queries, pooled_k, pooled_v, state)
+        *_, rows_k, rows_v, self.state = read_anchors(k[:, :done], v[:, :done], weights, self.block, initial=self.state)
         # A copy: a view would keep the whole chunk alive.
         self._open = k[:, done:].clone(), v[:, done:].clone()
         if done < k.shape[1]:  # the last tokens stand in a block that is not complete
-            last_k, last_v = (x[:, None].to(k.dtype) for x in self.state.row)
+            # The scan's own row, not `state.row`: it divides as it did in the rows before, to the bit.
+            nothing = k.new_zeros(k.shape[0], 1, *k.shape[2:])
+            last_k, last_v, _ = anchor_scan(weights.queries, nothing, nothing, self.state)
             rows_k, rows_v = torch.cat([rows_k, last_k], 1), torch.cat([rows_v, last_v], 1)
         return rows_k, rows_v
 

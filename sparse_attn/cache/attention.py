@@ -6,9 +6,10 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..patterns import Anchors, Pattern
+from ..patterns import Anchors, AnchorTree, Pattern
 from ..patterns.chosen import split_choice
 from ..patterns.live import live_mask
+from .anchor_tree import AnchorTreeCache
 from .anchors import AnchorCache
 from .blocks import BlockCache
 
@@ -35,7 +36,12 @@ class AttentionCache:
         self.pattern = pattern
         self.length = 0
         self.positions: NDArray[np.int64] = np.zeros(0, np.int64)
-        self.anchors = next((AnchorCache(term.block) for term in pattern.terms if isinstance(term, Anchors)), None)
+        self.anchors: AnchorCache | AnchorTreeCache | None = None
+        for term in pattern.terms:
+            if isinstance(term, Anchors):
+                self.anchors = AnchorCache(term.block)
+            elif isinstance(term, AnchorTree):
+                self.anchors = AnchorTreeCache(term)
         choice = split_choice(pattern)
         self.blocks = None if choice is None else BlockCache(choice.term.block)
         self._keys: Tensor | None = None

@@ -46,7 +46,7 @@ def demo(
     ),
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of tables.")] = False,
 ) -> None:
-    """Let SmolLM2-135M-Instruct read a book dense and through four patterns, and report what each costs and keeps."""
+    """Let SmolLM2-135M-Instruct read a book dense and through five patterns, and report what each costs and keeps."""
     from ..reports.atomic import check_writable, write_whole
 
     lengths = sorted({*(length or LENGTHS), *((LONG_LENGTH,) if long else ())})
@@ -54,7 +54,8 @@ def demo(
     model, tokenizer = load(None)
     from ..hf.measure import HfReader
 
-    result = run(HfReader(model, tokenizer), ROWS, lengths, DEPTHS)
+    rows = [row for row in ROWS if row.from_length <= lengths[-1]]
+    result = run(HfReader(model, tokenizer), rows, lengths, DEPTHS)
     # Printed first: a disk that fills up meanwhile shall not cost the minutes of measuring.
     if as_json:
         print_json(result.as_json() | {"report": str(out)})
@@ -77,7 +78,7 @@ def run(reader: Reader, rows: Sequence[Row], lengths: Sequence[int], depths: Seq
     prompts = needle_prompts(reader, text, lengths, depths)
     cells = []
     with progress_bar() as progress:
-        total = sum(_effort(length) for length in lengths) * len(rows) * len(depths)
+        total = sum(_effort(length) for length in lengths for row in rows if length >= row.from_length) * len(depths)
         task = progress.add_task("reading", total=total)
         done = 0.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,18 +11,18 @@ import typer
 
 from ..evals.plan import PLACES, TASK_NAMES, Plan, even_depths
 from ..evals.tasks import PROMPTS
-from ..patterns import parse
 from .console import print_json, progress_bar, remarks, results
 from .lists import lengths as token_lengths
 from .lists import margin as a_margin
 from .lists import one_of
 from .lists import patterns as pattern_texts
-from .model import load
+from .model import HELP, is_base_model, load
 from .numbers import whole
+from .pattern_option import check_coverage, read_pattern
 
 if TYPE_CHECKING:
-    from ..evals.reader import Reader
     from ..evals.results_file import Entry
+    from ..hf.measure import HfReader
 
 DEFAULT_PATTERNS = ("window(512) | sinks(4)", "window(512)")
 FAILURES = 6  # shown in the report
@@ -36,20 +37,20 @@ EXAMPLES = """Examples:
 
 
 def evaluate(
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="A folder with safetensors weights, a .gguf file, or a model id in the local Hugging Face cache. "
-            "Without it: SmolLM2-135M-Instruct.",
-            show_default=False,
-        ),
-    ] = None,
+    model: Annotated[str | None, typer.Option(help=HELP, show_default=False)] = None,
     pattern: Annotated[
         list[str] | None,
         typer.Option(
             metavar="P[,P2...]",
-            help=f"What each token may see; several with commas between them. Without it: {', '.join(DEFAULT_PATTERNS)}.",
+            help="What each token may see; several with commas between them; auto: chosen for each head and text. Without "
+            f"it: {', '.join(DEFAULT_PATTERNS)}.",
             show_default=False,
+        ),
+    ] = None,
+    coverage: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X", help="Of the pattern auto: the share of attention to keep, to 1.", show_default=False
         ),
     ] = None,
     full_layers: Annotated[
@@ -124,7 +125,9 @@ def evaluate(
             check_writable(path)  # now, not after minutes of work
     if out is not None:
         _check_appendable(out)
-    chosen = [repr(parse(given)) for given in pattern_texts(pattern or list(DEFAULT_PATTERNS))]
+    texts = pattern_texts(pattern or list(DEFAULT_PATTERNS))
+    check_coverage(texts, coverage)
+    chosen = [repr(read_pattern(given, coverage)) for given in texts]
     plan = Plan(
         tasks=tuple(_read(tasks, one_of(*TASK_NAMES))),
         lengths=tuple(_read(lengths, token_lengths)),
@@ -138,14 +141,18 @@ def evaluate(
         batch_tokens=batch_tokens,
     )
     paragraphs = None if text is None else _paragraphs(text)
+    _check_device(device)
     loaded, tokenizer = load(model)
+    if is_base_model(model) and not raw:
+        raw = True
+        remarks().print(f"{model} is a base model: it is asked without a chat template", style="dim", markup=False)
     if not raw and not tokenizer.chat_template:
         raise ValueError("the model's tokenizer has no chat template: use --raw to ask without one")
     from ..hf.measure import HfReader
 
-    reader = HfReader(loaded.to(device), tokenizer) if device != "cpu" else HfReader(loaded, tokenizer)
+    reader = HfReader(loaded.to(device) if device != "cpu" else loaded, tokenizer, raw=raw)
     name = model or "SmolLM2-135M-Instruct (Q4_1)"
-    summary = measure(_unframed(reader) if raw else reader, plan, name, text=paragraphs, out=out, margin=fail_if_worse)
+    summary = measure(reader, plan, name, text=paragraphs, out=out, margin=fail_if_worse)
     _write_reports(summary, html, markdown)
     if as_json:
         print_json(summary)
@@ -170,6 +177,19 @@ def _check_appendable(path: Path) -> None:
         check_writable(path)
 
 
+def _check_device(given: str) -> None:
+    """Refuse a device that is not there, before the model loads."""
+    if given == "cpu":
+        return
+    if re.fullmatch(r"cuda(:\d+)?", given) is None:
+        raise ValueError(f"--device must be cpu, cuda, or one of several as cuda:1, got {given!r}")
+    import torch
+
+    found = torch.cuda.device_count()
+    if int(given.partition(":")[2] or 0) >= found:
+        raise ValueError(f"--device {given}: PyTorch finds {found or 'no'} CUDA device{'s' * (found > 1)} here")
+
+
 def _read(given: Any, parser: Any) -> Any:
     """An option's value, also where it is a default that typer handed on as text."""
     return parser(given) if isinstance(given, str) else given
@@ -182,14 +202,8 @@ def _paragraphs(path: Path) -> list[str]:
     return paragraphs(prompt_text(path, None))
 
 
-def _unframed(reader: Any) -> Any:
-    """The same reader without its chat template."""
-    reader.chat_frame = lambda: ("", "\n\nAnswer:")
-    return reader
-
-
 def measure(
-    reader: Reader, plan: Plan, model: str, *, text: list[str] | None, out: Path | None, margin: float | None
+    reader: HfReader, plan: Plan, model: str, *, text: list[str] | None, out: Path | None, margin: float | None
 ) -> dict[str, Any]:
     """Run a plan with a progress bar on stderr, and give its summary, with failures and their views."""
     from ..evals.corpus import Corpus
@@ -201,6 +215,7 @@ def measure(
     corpus = Corpus(reader, text)
     plan.check(corpus, reader.context)
     kept = ResultsFile(out, {"model": model, "seed": plan.seed, "frame": list(reader.chat_frame())})
+    held = len(kept.entries)
     if kept.dropped:
         remarks().print(
             f"{out}: the last line was cut and is read again; all others are kept", style="dim", markup=False
@@ -217,11 +232,12 @@ def measure(
 
         entries = run(reader, corpus, plan, kept, announce)
     summary = summarize(plan, entries, margin=margin)
-    about = _about(model, reader, plan, corpus, time.perf_counter() - start)
+    seconds = f"{time.perf_counter() - start:.0f} s" + (f", after {held} results that the file held" if held else "")
+    about = _about(model, reader, plan, corpus, seconds)
     return {"about": about, **summary, "failures": _failures(reader, plan, entries)}
 
 
-def _about(model: str, reader: Reader, plan: Plan, corpus: Any, seconds: float) -> dict[str, str]:
+def _about(model: str, reader: HfReader, plan: Plan, corpus: Any, seconds: str) -> dict[str, str]:
     import platform
     from datetime import datetime
 
@@ -239,13 +255,12 @@ def _about(model: str, reader: Reader, plan: Plan, corpus: Any, seconds: float) 
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
         "versions": f"sparse-attn {__version__}, torch {torch.__version__}, transformers {transformers.__version__}, "
         f"Python {platform.python_version()}",
-        "measured in": f"{seconds:.0f} s",
+        "measured in": seconds,
     }
 
 
-def _failures(reader: Reader, plan: Plan, entries: list[Entry]) -> list[dict[str, Any]]:
+def _failures(reader: HfReader, plan: Plan, entries: list[Entry]) -> list[dict[str, Any]]:
     """Samples that dense got right and a pattern did not, of different rows and tasks first, with the pattern's view."""
-    from ..patterns import Full
     from ..patterns.view import layers_from_last
 
     answers = [entry for entry in entries if entry["kind"] == "answer"]
@@ -264,7 +279,7 @@ def _failures(reader: Reader, plan: Plan, entries: list[Entry]) -> list[dict[str
     rows = {row.name: row for row in plan.rows}
     shown = []
     for entry in chosen:
-        patterns = [Full() if given is None else parse(given) for given in rows[entry["row"]].patterns(reader.layers)]
+        patterns = reader.in_force(rows[entry["row"]].patterns(reader.layers))
         steps = layers_from_last(patterns, entry["tokens"])
         shown.append({**entry, "view": [int(step) for step in _cells(steps, 240)], "layers": reader.layers})
     return shown

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..patterns import parse
 from .console import progress_bar, remarks
-from .model import load
+from .model import HELP, is_base_model, load
 from .numbers import temperature as a_temperature
 from .numbers import whole
+from .pattern_option import check_coverage, read_pattern
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,23 +23,24 @@ EXAMPLES = """Examples:
 
 [bold]sparse-attn generate --pattern "window(512) | sinks(4)" --prompt-file book.txt --prompt "Who is the hero?"[/bold]
 
+[bold]sparse-attn generate --pattern auto --coverage 0.9 --prompt-file book.txt --prompt "Who is the hero?"[/bold]
+
 [bold]sparse-attn generate --prompt "Name three rivers." --max-new-tokens 60[/bold]"""
 
 
 def generate(
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="A folder with safetensors weights, a .gguf file, or a model id in the local Hugging Face cache. "
-            "Without it: SmolLM2-135M-Instruct.",
-            show_default=False,
-        ),
-    ] = None,
+    model: Annotated[str | None, typer.Option(help=HELP, show_default=False)] = None,
     pattern: Annotated[
         str | None,
         typer.Option(
-            help="What each token may see, e.g. 'window(512) | sinks(4)'. Without it: dense.", show_default=False
+            help="What each token may see, e.g. 'window(512) | sinks(4)'; auto: chosen for each head and text. Without it: "
+            "dense.",
+            show_default=False,
         ),
+    ] = None,
+    coverage: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Of --pattern auto: the share of attention to keep, to 1.", show_default=False),
     ] = None,
     full_layers: Annotated[
         str | None, typer.Option(help="Layers that stay dense all the same, e.g. '0,5,11'.", show_default=False)
@@ -53,8 +54,14 @@ def generate(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(parser=whole(1), metavar="N", help="The most tokens to write.")] = 128,
     chat: Annotated[
-        bool, typer.Option("--chat/--raw", help="Ask through the model's chat template, or continue the text as it is.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--chat/--raw",
+            show_default=False,
+            help="Ask through the model's chat template, or continue the text as it is. Without it: through the template, but "
+            "for base models.",
+        ),
+    ] = None,
     temperature: Annotated[
         float, typer.Option(parser=a_temperature, metavar="X", help="0: always the likeliest token.")
     ] = 0.0,
@@ -64,7 +71,8 @@ def generate(
     ] = 0,
 ) -> None:
     """Read a prompt through a pattern and stream what the model writes."""
-    chosen = None if pattern is None else parse(pattern)
+    check_coverage([] if pattern is None else [pattern], coverage)
+    chosen = None if pattern is None else read_pattern(pattern, coverage)
     if full_layers is not None and chosen is None:
         raise ValueError("--full-layers names layers that stay dense beside a pattern, but no --pattern was given")
     dense = _layer_numbers(full_layers)
@@ -78,7 +86,7 @@ def generate(
         if outside := [layer for layer in dense if layer >= n_layers]:
             raise ValueError(f"--full-layers names layers {outside}, but the model's are 0 to {n_layers - 1}")
         sparsify(loaded, {layer: chosen for layer in range(n_layers) if layer not in dense})
-    tokens = _tokens(tokenizer, text, chat)
+    tokens = _tokens(tokenizer, text, not is_base_model(model) if chat is None else chat)
     check_length(loaded, tokens, max_new_tokens)
     _stream(loaded, tokenizer, tokens, max_new_tokens, temperature, seed)
 

@@ -10,6 +10,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+HELP = (
+    "A folder with safetensors weights, a .gguf file, or a model id in the local Hugging Face cache; gemma3-270m: the optional "
+    "base model. Without it: SmolLM2-135M-Instruct."
+)
+
+
+def is_base_model(name: str | None) -> bool:
+    """Whether the name is that of a packaged model that never saw a chat: its prompts are raw without saying so."""
+    from ..hf.gemma3_270m import NAME
+
+    return name == NAME
+
+
 def load(name: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The named model, or the embedded default, on the CPU.
 

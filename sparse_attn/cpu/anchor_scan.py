@@ -71,7 +71,8 @@ class _ScanBlocks(torch.autograd.Function):
         for n in range(n_blocks):
             sums[:, n + 1].addcmul_(sums[:, n], decays[:, n])
         totals = sums[..., -1:]
-        rows_k, rows_v = sums[:, :-1, ..., :d] / totals[:, :-1], sums[:, :-1, ..., d:-1] / totals[:, :-1]
+        shares = 1 / totals[:, :-1]
+        rows_k, rows_v = sums[:, :-1, ..., :d] * shares, sums[:, :-1, ..., d:-1] * shares
         log_totals = tops + totals[..., 0].log()
         last_total = totals[:, -1, ..., 0].clone()
         ctx.save_for_backward(queries, keys, values, logits, log_totals, rows_k, rows_v, total, last_total)

@@ -163,8 +163,8 @@ class _DocumentWalk:
         first, last = int(own[0]), int(own[-1])
         keep = None
         if first < last:
-            keep = _as_mask(own[:, None] == np.repeat(np.arange(first, last + 1), anchors.r))
-        rows = slice((self.extra_row + first) * anchors.r, (self.extra_row + last + 1) * anchors.r)
+            keep = _as_mask(own[:, None] == np.repeat(np.arange(first, last + 1), anchors.extra_keys))
+        rows = slice((self.extra_row + first) * anchors.extra_keys, (self.extra_row + last + 1) * anchors.extra_keys)
         yield Piece(rows, keep, EXTRA)
 
     def _listed(self, blocks: BlockList, earlier: tuple[BlockList, ...]) -> Iterator[RowBlock]:

@@ -24,11 +24,13 @@ class Row:
         name: A few words for tables.
         pattern: The pattern of the layers, as text; None: full attention.
         full_layers: Layers that keep full attention all the same.
+        from_length: Shorter prompts are not read through this row.
     """
 
     name: str
     pattern: str | None
     full_layers: tuple[int, ...] = ()
+    from_length: int = 0
 
     def patterns(self, layers: int) -> Patterns:
         """Each layer's pattern.
@@ -116,7 +118,7 @@ def compare(
     """
     try:
         for length, group in prompts.items():
-            for row in rows:
+            for row in (row for row in rows if length >= row.from_length):
                 reader.attend(row.patterns(reader.layers))
                 yield _cell(reader, row, length, list(zip(depths, group, strict=True)), on_reading)
     finally:

@@ -8,12 +8,16 @@ from .comparison import Row
 # scripts/search_layer_mapping.py with window(512) | sinks(4) (benchmarks/results/h100/layer_mapping.jsonl).
 FULL_LAYERS: tuple[int, ...] = (7, 17, 18, 23)
 
+# What `sparsify(model, "auto")` attends through; a test holds it to that.
+AUTO = "window(64) | sinks(64) | coverblocks(0.94)"
+
 ROWS = (
     Row("dense", None),
     Row("window", "window(512)"),
     Row("window + sinks", "window(512) | sinks(4)"),
     Row("window + sinks + strided", "window(512) | sinks(4) | strided(32)"),
     Row("window + sinks, some layers full", "window(512) | sinks(4)", FULL_LAYERS),
+    Row("auto", AUTO, from_length=4096),  # shorter texts have too little to leave out
 )
 
 LENGTHS = (1024, 2048, 4096)

@@ -58,6 +58,9 @@ class TextSide(Protocol):
     def encode(self, text: str) -> list[int]:
         """The tokens of a text, with nothing added before or after."""
 
+    def beginning(self) -> list[int]:
+        """The tokens that stand before any text that is not framed, such as one that marks its beginning; often none."""
+
     def chat_frame(self) -> tuple[str, str]:
         """What stands before and after a user's message, the beginning of the answer included."""
 

@@ -61,6 +61,12 @@ class ResultsFile:
     def _load(self, path: Path, header: Mapping[str, Any]) -> None:
         data = path.read_bytes()
         whole, _, rest = data.rpartition(b"\n")
+        first_line = json.dumps({"kind": "run", "format": FORMAT, **header}, ensure_ascii=False, allow_nan=False)
+        if not whole and first_line.encode().startswith(rest):  # killed while the first line was written
+            self.dropped = True
+            path.write_bytes(b"")
+            self._write([{"kind": "run", "format": FORMAT, **header}])
+            return
         lines = whole.split(b"\n") if whole else []
         try:
             first = json.loads(lines[0]) if lines else {}

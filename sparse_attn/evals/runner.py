@@ -46,7 +46,7 @@ def run(
     keys: list[Key] = []
     try:
         for length in sorted(plan.lengths):
-            keys += _costs(reader, plan, results, length)
+            at = len(keys)
             for name in plan.tasks:
                 if name == PERPLEXITY:
                     for number in range(plan.samples):
@@ -57,6 +57,9 @@ def run(
                     samples = [TASKS[name].sample(corpus, request) for request in requests]
                     for row in plan.rows:
                         keys += _answers(reader, row, results, samples, on_reading)
+            keys[at:at] = _costs(
+                reader, plan, results, length
+            )  # last: what a pattern that chooses costs is known by now
     finally:
         reader.attend([None] * reader.layers)
     return [results[key] for key in keys]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -47,6 +48,23 @@ def mcnemar(worse: int, better: int) -> float:
     n = worse + better
     tail = sum(math.comb(n, k) for k in range(min(worse, better) + 1))
     return min(1.0, 2 * tail / 2**n)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """The p values of several tests, corrected so that rejecting those below alpha errs even once with probability alpha.
+
+    With p sorted from the smallest, of m: corrected[i] = max over j <= i of min(1, (m - j) * p[j]), j from 0.
+
+    Source: Holm 1979, the step-down form of Bonferroni's correction.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    corrected, least = [0.0] * len(p), 0.0
+    for rank, index in enumerate(sorted(range(len(p)), key=lambda index: p[index])):
+        least = max(least, min(1.0, (len(p) - rank) * p[index]))
+        corrected[index] = least
+    return corrected
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,19 @@ from .plan import PLACES, Plan
 from .results_file import Entry
 from .statistics import ALPHA, Paired, mcnemar, near_chance, wilson
 from .tasks import TASKS
-
-Table = dict[str, Any]
-PASS, FAIL, INCONCLUSIVE = 0, 1, 3  # exit statuses of `--fail-if-worse`
+from .verdict import Table, judge
 
 
-def summarize(plan: Plan, entries: Sequence[Entry], *, margin: float | None = None) -> Table:
+def summarize(
+    plan: Plan, entries: Sequence[Entry], *, margin: float | None = None, tasks: list[Table] | None = None
+) -> Table:
     """Everything that the reports show.
 
     Args:
         plan: What was read.
         entries: Its results, as `run` gives them.
         margin: How much smaller a share of right answers still counts as no worse; None: no verdict is asked for.
+        tasks: What the reports say of the tasks, where they are not those of text (see `token_runner.described`).
 
     Returns:
         `tasks`, `rows`, `cells` (by length and depth), `by_depth`, `scores` (by length, and of all lengths together), `comparisons`
@@ -29,9 +30,11 @@ def summarize(plan: Plan, entries: Sequence[Entry], *, margin: float | None = No
         with a margin a `verdict`.
     """
     answers = [entry for entry in entries if entry["kind"] == "answer"]
-    comparisons = _comparisons(plan, answers, margin)
+    comparisons, verdict = _comparisons(plan, answers, margin), None
+    if margin is not None:
+        comparisons, verdict = judge(comparisons, margin)
     table: Table = {
-        "tasks": [_task(name, plan) for name in plan.tasks if name in TASKS],
+        "tasks": [_task(name, plan) for name in plan.tasks if name in TASKS] if tasks is None else tasks,
         "rows": [{"name": row.name, "pattern": row.pattern, "full_layers": list(row.full_layers)} for row in plan.rows],
         "lengths": sorted(plan.lengths),
         "prompts": list(plan.prompts),
@@ -56,8 +59,8 @@ def summarize(plan: Plan, entries: Sequence[Entry], *, margin: float | None = No
         "perplexity": _perplexity(plan, [entry for entry in entries if entry["kind"] == "surprise"]),
         "costs": [entry for entry in entries if entry["kind"] == "cost"],
     }
-    if margin is not None:
-        table["verdict"] = _verdict(comparisons, margin)
+    if verdict is not None:
+        table["verdict"] = verdict
     return table
 
 
@@ -133,9 +136,7 @@ def _paired(pairs: Sequence[tuple[Entry, Entry]], margin: float | None) -> Table
         "detectable_margin": paired.detectable(),
     }  # fmt: skip
     if margin is not None:
-        exceeds, within = paired.p_exceeds(margin), paired.p_within(margin)
-        outcome = FAIL if exceeds < ALPHA else PASS if within < ALPHA else INCONCLUSIVE
-        table |= {"margin": margin, "p_exceeds": exceeds, "p_within": within, "outcome": outcome}
+        table |= {"margin": margin, "p_exceeds": paired.p_exceeds(margin), "p_within": paired.p_within(margin)}
     return table
 
 
@@ -159,32 +160,6 @@ def _words(compared: Table) -> str:
     if worse > better:
         return f"{lost}: worse, {worse} lost and {better} gained (p = {compared['p']:.2g})."
     return f"{lost}: better, {better} gained and {worse} lost (p = {compared['p']:.2g})."
-
-
-def _verdict(comparisons: Sequence[Table], margin: float) -> Table:
-    """The exit status of `--fail-if-worse` and its reason: a failure outweighs what is inconclusive."""
-    reasons = []
-    for compared in comparisons:
-        name = f"{compared['row']}, {compared['task']}" + (f", {compared['prompt']}" * (compared["prompt"] != "plain"))
-        if compared["floor"]:
-            reasons.append((INCONCLUSIVE, f"{name}: inconclusive. {compared['words']}"))
-        elif compared["outcome"] == FAIL:
-            reasons.append(
-                (FAIL, f"{name}: worse than dense by {compared['difference']:.1%}, more than {margin:.1%} "
-                       f"(p = {compared['p_exceeds']:.2g})")
-            )  # fmt: skip
-        elif compared["outcome"] == INCONCLUSIVE:
-            reasons.append(
-                (INCONCLUSIVE, f"{name}: inconclusive. {compared['n']} samples cannot tell a loss of {margin:.1%} from none; "
-                               f"the margin that they can detect is {compared['detectable_margin']:.1%}")
-            )  # fmt: skip
-        else:
-            reasons.append((PASS, f"{name}: no worse than dense by {margin:.1%} (p = {compared['p_within']:.2g})"))
-    outcomes = {outcome for outcome, _ in reasons}
-    status = FAIL if FAIL in outcomes else INCONCLUSIVE if INCONCLUSIVE in outcomes or not outcomes else PASS
-    if not reasons:
-        reasons = [(INCONCLUSIVE, "inconclusive: no task with right and wrong answers was read")]
-    return {"margin": margin, "status": status, "reasons": [reason for _, reason in reasons]}
 
 
 def _prompt_advice(plan: Plan, answers: Sequence[Entry]) -> list[Table]:

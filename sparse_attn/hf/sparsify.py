@@ -13,8 +13,10 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 
 from ..ops import attention
 from ..patterns import Full, Pattern
+from ..patterns.covering import auto
 from .attention_function import LayerPattern, sparse_attn_forward
 from .mask_function import sparse_attn_mask
+from .prefill_choice import PairCount, covering_choice
 from .supported import attention_layers, text_decoder
 
 NAME = "sparse_attn"  # of the attention implementation, and of the attribute that a layer carries its pattern in
@@ -31,7 +33,9 @@ class _Undo:
     implementation: str
 
 
-def sparsify(model: PreTrainedModel, pattern: Patterns, *, implementation: str | None = None) -> PreTrainedModel:
+def sparsify(
+    model: PreTrainedModel, pattern: Patterns | str, *, coverage: float | None = None, implementation: str | None = None
+) -> PreTrainedModel:
     """Make a causal language model attend through a pattern: prefill, cached decoding and training.
 
     The model is changed in place: weights stay as they are, and `restore` undoes it. Its own sliding windows stay in
@@ -43,15 +47,20 @@ def sparsify(model: PreTrainedModel, pattern: Patterns, *, implementation: str |
         model: A decoder-only transformers model whose attention goes through `AttentionInterface` (Llama, Mistral,
             Qwen3, Gemma-3 text models and their like); of a multimodal one only the text decoder is changed.
         pattern: One pattern for all layers; or a mapping from layer numbers, where layers that are not named stay
-            dense; or a function from layer number to a pattern, or None for dense.
+            dense; or a function from layer number to a pattern, or None for dense. "auto": the first and last keys, and
+            for each layer, head and input the key blocks that cover the rest (`CoverBlocks`), without training. Such a
+            pattern chooses in prefill, of 64 new tokens and more and over more than 512 keys; shorter prompts and decode
+            steps attend densely. A tile of 64 tokens chooses together and so reads up to 63 later tokens, for the choice
+            alone; gradients are refused. `spent_pairs` tells what it cost.
+        coverage: With "auto": the share of the estimated attention mass to keep, above 0, at most 1; 0.94 if None.
         implementation: Passed on to `sparse_attn.attention`; None chooses.
 
     Returns:
         The model itself.
 
     Raises:
-        ValueError: not a transformers model; a layer number outside the model; something that is not a pattern; an
-            unknown implementation.
+        ValueError: not a transformers model; a layer number outside the model; something that is not a pattern; a coverage
+            outside (0, 1], or without "auto"; an unknown implementation.
         NotImplementedError: the model needs what patterns do not support, names it; patterns with `Anchors`; or the
             implementation does not serve the pattern, or the model's device, dtype or head dim.
 
@@ -59,8 +68,15 @@ def sparsify(model: PreTrainedModel, pattern: Patterns, *, implementation: str |
     >>> model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=4, hidden_size=64, num_attention_heads=4, vocab_size=99))
     >>> model = sparsify(model, {0: Window(512) | Sinks(4), 1: Window(512)})  # layers 2 and 3 stay dense
     >>> model = sparsify(model, lambda layer: None if layer == 3 else Window(512))
+    >>> model = sparsify(model, "auto", coverage=0.9)
     >>> model = restore(model)
     """
+    if isinstance(pattern, str):
+        pattern = _by_name(pattern, coverage)
+    elif coverage is not None:
+        raise ValueError(
+            f"coverage is for the pattern 'auto', got {coverage!r} with {pattern!r}: use CoverBlocks(coverage)"
+        )
     decoder = text_decoder(model)
     layers = attention_layers(decoder)
     patterns = layer_patterns(pattern, list(layers))
@@ -72,9 +88,19 @@ def sparsify(model: PreTrainedModel, pattern: Patterns, *, implementation: str |
         undo = _Undo(_give_private_config(model), decoder.config._attn_implementation)
         setattr(decoder, _UNDO, undo)
     for index, layer in layers.items():
-        setattr(layer, NAME, LayerPattern(patterns[index], implementation))
+        spent = None if covering_choice(patterns[index]) is None else PairCount()
+        setattr(layer, NAME, LayerPattern(patterns[index], implementation, spent))
     decoder.set_attn_implementation(NAME)
     return model
+
+
+def _by_name(name: str, coverage: float | None) -> Pattern:
+    if name != "auto":
+        raise ValueError(
+            f"pattern must be a Pattern, a mapping or function that gives one for each layer, or 'auto', got {name!r}; text "
+            "goes through sparse_attn.parse"
+        )
+    return auto() if coverage is None else auto(coverage)
 
 
 def restore(model: PreTrainedModel) -> PreTrainedModel:

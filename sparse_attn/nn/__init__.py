@@ -1,9 +1,22 @@
 """Modules: what is learned around attention, and attention layers made of it."""
 
+from .anchor_tree import AnchorTreeKeys
 from .anchors import AnchorKeys
 from .attention import SparseSelfAttention
 from .rope import rotate
+from .routed_attention import RoutedSelfAttention
 from .router import Route, Router
 from .selector import BlockSelector
+from .shared_attention import SharedSelfAttention
 
-__all__ = ["AnchorKeys", "BlockSelector", "Route", "Router", "SparseSelfAttention", "rotate"]
+__all__ = [
+    "AnchorKeys",
+    "AnchorTreeKeys",
+    "BlockSelector",
+    "Route",
+    "RoutedSelfAttention",
+    "Router",
+    "SharedSelfAttention",
+    "SparseSelfAttention",
+    "rotate",
+]

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..ops.anchors import AnchorWeights, Lengths, anchor_keys
+from ..ops.anchors import Anchored, AnchorWeights, Lengths, read_anchors
 
 
 class AnchorKeys(nn.Module):
@@ -25,7 +25,7 @@ class AnchorKeys(nn.Module):
     Raises:
         ValueError: a size below 1, or a pooling that is none.
 
-    >>> AnchorKeys(2, 64, r=16, block=128)(k, v)[0].shape
+    >>> AnchorKeys(2, 64, r=16, block=128)(k, v).extra_k.shape
     torch.Size([1, 3, 16, 2, 64])
     """
 
@@ -51,7 +51,14 @@ class AnchorKeys(nn.Module):
         return AnchorWeights(self.queries, self.initial_logit, self.initial_k, self.initial_v, self.pooling)
 
     def forward(
-        self, k: Float[Tensor, "*B S Hkv D"], v: Float[Tensor, "*B S Hkv D"], *, cu_seqlens: Lengths | None = None
-    ) -> tuple[Float[Tensor, "*B N R Hkv D"], Float[Tensor, "*B N R Hkv D"]]:
-        """Extra keys and values from keys before any rotary embedding; see `ops.anchor_keys`."""
-        return anchor_keys(k, v, self.weights, self.block, causal=self.causal, cu_seqlens=cu_seqlens)
+        self,
+        k: Float[Tensor, "*B S Hkv D"],
+        v: Float[Tensor, "*B S Hkv D"],
+        *,
+        cu_seqlens: Lengths | None = None,
+        implementation: str | None = None,
+    ) -> Anchored:
+        """Extra keys and values from keys before any rotary embedding; see `ops.read_anchors`."""
+        return read_anchors(
+            k, v, self.weights, self.block, causal=self.causal, cu_seqlens=cu_seqlens, implementation=implementation
+        )

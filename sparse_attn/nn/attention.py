@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from ..ops import attention
 from ..ops.anchors import Lengths, row_bounds
-from ..patterns import Anchors, Full, Pattern
+from ..patterns import Anchors, AnchorTree, Full, Pattern
 from ..patterns.chosen import split_choice
+from ..patterns.hashed import split_hashed
+from .anchor_tree import AnchorTreeKeys
 from .anchors import AnchorKeys
 from .rope import rotate
 from .selector import BlockSelector
@@ -92,13 +94,17 @@ class SparseSelfAttention(nn.Module):
         self.v_proj = nn.Linear(dim, kv_heads * head_dim, bias=False)
         self.out_proj = nn.Linear(heads * head_dim, dim, bias=False)
         # The pattern's learned parts, one module a term that has any; `_beside` and `_beside_last` hand on what they give.
-        anchors = [term for term in pattern.terms if isinstance(term, Anchors)]
-        self.anchors = (
-            AnchorKeys(kv_heads, head_dim, r=anchors[0].r, block=anchors[0].block, pooling=pooling, causal=causal)
-            if anchors
-            else None
-        )
+        self.anchors: AnchorKeys | AnchorTreeKeys | None = None
+        for term in pattern.terms:
+            if isinstance(term, Anchors):
+                options: dict[str, Any] = {"r": term.r, "block": term.block, "pooling": pooling, "causal": causal}
+                self.anchors = AnchorKeys(kv_heads, head_dim, **options)
+            elif isinstance(term, AnchorTree):
+                if not causal:
+                    raise NotImplementedError("AnchorTree is causal: a bidirectional layer takes Anchors")
+                self.anchors = AnchorTreeKeys(kv_heads, head_dim, term)
         chooses = split_choice(pattern) is not None
+        self.by_content = chooses or split_hashed(pattern) is not None
         self.selector = BlockSelector(dim, heads, kv_heads, head_dim, pattern) if chooses else None
 
     def forward(self, x: Float[Tensor, "*B T C"], *, cu_seqlens: Lengths | None = None) -> Float[Tensor, "*B T C"]:
@@ -112,21 +118,12 @@ class SparseSelfAttention(nn.Module):
         bounds = None if cu_seqlens is None else list(map(int, cu_seqlens))
         q, k, v = self._project(x)
         positions = _positions(x.shape[-2], bounds, x.device)
-        q_turned, extra, coarse = self._turn(q, positions), self._beside(k, v, bounds), None
+        k, v, extra = self._beside(k, v, bounds)
+        q_turned, coarse = self._turn(q, positions), None
         if self.selector is not None:
             blocks = self.selector.compress(k, v, cu_seqlens=bounds)
             coarse, extra["selected"] = self._choose(x, q_turned, blocks, k.shape[-3], bounds)
-        out = attention(
-            q_turned,
-            self._turn(k, positions),
-            v,
-            self.pattern,
-            causal=self.causal,
-            cu_seqlens_q=bounds,
-            implementation=self.implementation,
-            **extra,
-        )
-        return self._joined(out, coarse)
+        return self._joined(self._attend(x, q_turned, self._turn(k, positions), v, bounds, extra), coarse)
 
     def step(self, x: Float[Tensor, "B T C"], cache: Cache) -> Float[Tensor, "B T C"]:
         """The layer over the next T tokens of sequences whose earlier ones a cache holds.
@@ -169,10 +166,11 @@ class SparseSelfAttention(nn.Module):
         cache.append(self._turn(k, at), v)
         keys, values = cache.kept()
         q_turned, coarse = self._turn(q, at), None
-        if self.selector is not None:  # every key is there: blocks keep their numbers, and static terms their positions
+        if self.selector is not None:
             blocks = cache.blocks.extend(k, v, self.selector.pooling)
             coarse, extra["selected"] = self._choose(x, q_turned, blocks, cache.length, None)
-            own = [term for term in self.pattern.terms if not isinstance(term, Anchors)]
+        if self.by_content:  # every key is there: blocks and ranks keep their numbers, and static terms their positions
+            own = [term for term in self.pattern.terms if not term.extra_keys]
             seen = reduce(or_, own if self.anchors is None else [*own, Anchors(extra["extra_k"].shape[2], _ONE_ROW)])
         else:
             chosen = cache.seen_by_last()
@@ -181,6 +179,16 @@ class SparseSelfAttention(nn.Module):
                 keys, values = keys[:, chosen], values[:, chosen]
         out = attention(q_turned, keys, values, seen, implementation=self.implementation, **extra)
         return self._joined(out, coarse)
+
+    def _attend(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, bounds: list[int] | None, extra: dict[str, Any]
+    ) -> Tensor:
+        """Attention over whole sequences; `extra` is what stands beside their own keys, and what was chosen."""
+        out = attention(
+            q, k, v, self.pattern, causal=self.causal, cu_seqlens_q=bounds, implementation=self.implementation, **extra
+        )
+        assert isinstance(out, Tensor)
+        return out
 
     def _choose(
         self, x: Tensor, q_turned: Tensor, blocks: tuple[Tensor, Tensor], n_keys: int, bounds: list[int] | None
@@ -198,12 +206,12 @@ class SparseSelfAttention(nn.Module):
         whole = out if coarse is None else out + coarse
         return self.out_proj(whole.flatten(-2))  # type: ignore[no-any-return]
 
-    def _beside(self, k: Tensor, v: Tensor, bounds: list[int] | None) -> dict[str, Any]:
-        """What attention takes beside the sequence's own keys, made from keys before they are turned."""
+    def _beside(self, k: Tensor, v: Tensor, bounds: list[int] | None) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """Keys and values to go on with, and what attention takes beside them, made from keys before they are turned."""
         if self.anchors is None:
-            return {}
-        extra_k, extra_v = self.anchors(k, v, cu_seqlens=bounds)
-        return self._placed(extra_k, extra_v, bounds)
+            return k, v, {}
+        k, v, extra_k, extra_v = self.anchors(k, v, cu_seqlens=bounds)[:4]
+        return k, v, self._placed(extra_k, extra_v, bounds)
 
     def _beside_last(self, k: Tensor, v: Tensor, cache: Cache) -> dict[str, Any]:
         """The same for one token more."""

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..ops import attention
-from ..ops.chosen_pairs import chosen_pairs
-from ..patterns import Anchors, Pattern
+from ..ops.spent_pairs import spent_pairs
+from ..patterns import Pattern, TopBlocks
 from ..patterns.chosen import split_choice
 
 
@@ -94,12 +94,12 @@ class Router(nn.Module):
     ) -> None:
         super().__init__()
         choice = split_choice(pattern)
-        if choice is None or choice.term.rows != 1:
+        if choice is None or not isinstance(choice.term, TopBlocks) or choice.term.rows != 1:
             raise ValueError(
                 f"pattern must have a TopBlocks term with rows=1, whose blocks are routed, got {pattern!r}"
             )
-        anchors = [term for term in pattern.terms if isinstance(term, Anchors)]
-        own = [term for term in ([] if choice.static is None else choice.static.terms) if not isinstance(term, Anchors)]
+        anchors = [term for term in pattern.terms if term.extra_keys]
+        own = [term for term in ([] if choice.static is None else choice.static.terms) if not term.extra_keys]
         if not own:
             raise ValueError(
                 f"pattern must have a static term, such as Window(512), that is always read, got {pattern!r}"
@@ -113,7 +113,7 @@ class Router(nn.Module):
         self.pattern, self.kv_heads, self.block, self.temperature = pattern, kv_heads, block, temperature
         self.base: Pattern = reduce(or_, own)
         self.without_anchors: Pattern = reduce(or_, [*own, *(t for t in pattern.terms if split_choice(t) is not None)])
-        self.r = anchors[0].r if anchors else 0
+        self.r = anchors[0].extra_keys if anchors else 0
         self.options = [
             (count, with_anchors) for with_anchors in ((False, True) if anchors else (False,)) for count in counts
         ]
@@ -195,8 +195,8 @@ class Router(nn.Module):
         causal: bool = True,
         cu_seqlens: Sequence[int] | None = None,
     ) -> Int[Tensor, "*B Hkv"]:
-        """The exact number of pairs that each example and KV head spent, summary keys included (see `chosen_pairs`)."""
-        pairs = chosen_pairs(
+        """The exact number of pairs that each example and KV head spent, summary keys included (see `spent_pairs`)."""
+        pairs = spent_pairs(
             route.limit(selected), self.without_anchors, selected.shape[-3], causal=causal, cu_seqlens_q=cu_seqlens
         )
         return pairs + self.r * route.anchors.sum(-2).cpu()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..ops.anchors import pool_blocks
 from ..ops.compressed_attention import compressed_attention
-from ..patterns import Pattern
+from ..patterns import Pattern, TopBlocks
 from ..patterns.chosen import split_choice
 
 
@@ -46,7 +46,7 @@ class BlockSelector(nn.Module):
     def __init__(self, dim: int, heads: int, kv_heads: int, head_dim: int, pattern: Pattern) -> None:
         super().__init__()
         choice = split_choice(pattern)
-        if choice is None:
+        if choice is None or not isinstance(choice.term, TopBlocks):
             raise ValueError(f"pattern must have a TopBlocks term, which says what is chosen, got {pattern!r}")
         self.pattern, self.block = pattern, choice.term.block
         self.pooling = nn.Parameter(torch.zeros(kv_heads, head_dim))

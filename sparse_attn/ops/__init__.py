@@ -1,15 +1,19 @@
 """The public operations: they check their arguments, choose an implementation, and carry the gradients."""
 
-from .anchors import AnchorState, AnchorWeights, anchor_keys, anchor_scan, pool_blocks
+from .anchor_tree import TreeWeights, tree_keys
+from .anchors import Anchored, AnchorState, AnchorWeights, anchor_keys, anchor_scan, pool_blocks, read_anchors
 from .attention import attention
 from .chosen_pairs import chosen_pairs
 from .compressed_attention import compressed_attention
 from .merge import merge
 from .select_blocks import select_blocks
+from .spent_pairs import spent_pairs
 
 __all__ = [
     "AnchorState",
     "AnchorWeights",
+    "Anchored",
+    "TreeWeights",
     "anchor_keys",
     "anchor_scan",
     "attention",
@@ -17,5 +21,8 @@ __all__ = [
     "compressed_attention",
     "merge",
     "pool_blocks",
+    "read_anchors",
     "select_blocks",
+    "spent_pairs",
+    "tree_keys",
 ]

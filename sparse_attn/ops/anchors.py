@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -29,7 +29,8 @@ class AnchorState(NamedTuple):
     @property
     def row(self) -> tuple[Tensor, Tensor]:
         """The summary keys and values of these blocks, ``[*B, R, Hkv, D]``."""
-        return self.key_sums / self.total[..., None], self.value_sums / self.total[..., None]
+        share = (1 / self.total)[..., None]
+        return self.key_sums * share, self.value_sums * share
 
 
 class AnchorWeights(NamedTuple):
@@ -57,6 +58,23 @@ class AnchorWeights(NamedTuple):
         total = torch.exp(logit - top)  # 1, with the logit's gradient
         k, v = (total[..., None] * x.transpose(0, 1).to(wide) for x in (self.initial_k, self.initial_v))
         return AnchorState(top, total, k, v)
+
+
+class Anchored(NamedTuple):
+    """What `read_anchors` gives.
+
+    Attributes:
+        k, v: The keys and values that it was given. Used from there on (turned, attended to), their gradients and the
+            anchors' are added up in one pass over memory.
+        extra_k, extra_v: As `attention` takes them, ``[*B, N, R, Hkv, D]``.
+        state: After the last block, ``[*B, ...]`` (packed: ``[documents, ...]``).
+    """
+
+    k: Tensor
+    v: Tensor
+    extra_k: Tensor
+    extra_v: Tensor
+    state: AnchorState
 
 
 def pool_blocks(
@@ -94,8 +112,7 @@ def pool_blocks(
     torch.Size([1, 3, 2, 64])
     """
     _check_keys(k, v, block)
-    if query is not None and query.shape != k.shape[-2:]:
-        raise ValueError(f"query must have shape {tuple(k.shape[-2:])} (Hkv, D), got {tuple(query.shape)}")
+    _check_pooling(query, k)
     scale = k.shape[-1] ** -0.5 if scale is None else scale
     parts: list[tuple[Tensor, Tensor]] = []
     for start, stop in pairwise(_bounds(cu_seqlens, k.shape[-3])):
@@ -130,6 +147,7 @@ def anchor_scan(
     causal: bool = True,
     scale: float | None = None,
     cu_rows: Sequence[int] | None = None,
+    implementation: str | None = None,
 ) -> tuple[Float[Tensor, "*B N R Hkv D"], Float[Tensor, "*B N R Hkv D"], AnchorState]:
     """A running softmax over blocks: what R queries read of the blocks strictly before each block.
 
@@ -144,13 +162,16 @@ def anchor_scan(
         causal: If False, every row of a document reads all of its N blocks: one row, repeated.
         scale: Logit multiplier; ``D ** -0.5`` if None.
         cu_rows: Boundaries of the documents among the N rows; every document starts from `initial`.
+        implementation: "torch" (any device), "triton" (fused kernels for CUDA tensors; float16, bfloat16 or float32, D to
+            256), or None: the kernels where they serve.
 
     Returns:
         Rows in the dtype of `pooled_k`, and the state after the last block (packed: ``[documents, R, Hkv, ...]``), from
         which a later call goes on.
 
     Raises:
-        ValueError: shapes that disagree, or boundaries that do not fit.
+        ValueError: shapes that disagree, boundaries that do not fit, or an unknown implementation.
+        NotImplementedError: the named implementation does not serve the device, dtype or head dim.
 
     A row's bits hang on the blocks before it alone: a sequence read whole, in chunks, or block by block gives the same.
     Differentiable in everything, the state included. Cost: O(N x R x Hkv x D) time and memory, N steps one after another.
@@ -158,28 +179,30 @@ def anchor_scan(
     arXiv:1805.02867 (online softmax).
     """
     _check_scan(queries, pooled_k, pooled_v)
-    packed = cu_rows is not None
-    bounds = _bounds(cu_rows, pooled_k.shape[-3], name="cu_rows")
-    n_states = len(bounds) - 1 if packed else pooled_k.shape[:-3].numel()
+    bounds = None if cu_rows is None else _bounds(cu_rows, pooled_k.shape[-3], name="cu_rows")
+    if _serves(implementation, pooled_k):  # a block of one row is its own mean
+        return _fused(pooled_k, pooled_v, queries, None, initial, 1, causal, scale, bounds)[2:]
+    packed, lead = bounds is not None, pooled_k.shape[:-3]
+    n_states = lead.numel() if bounds is None else len(bounds) - 1
     states = _expanded(initial, n_states, queries)
     by_row = queries.transpose(0, 1).to(states.total.dtype) * (queries.shape[-1] ** -0.5 if scale is None else scale)
     k, v = (x.reshape(1 if packed else n_states, *x.shape[-3:]) for x in (pooled_k, pooled_v))
-    found = []
-    for index, (start, stop) in enumerate(pairwise(bounds)):
+    found: list[tuple[Any, Any, Any]] = []
+    for index, (start, stop) in enumerate(pairwise([0, k.shape[1]] if bounds is None else bounds)):
         own = AnchorState(*(x[index : index + 1] if packed else x for x in states))
         found.append(_scan_document(by_row, k[:, start:stop], v[:, start:stop], own, causal))
     if not found:
         empty = pooled_k.new_empty(0, queries.shape[1], *pooled_k.shape[-2:])
         return empty, empty, states
-    rows_k, rows_v = (
-        torch.cat(parts, 1) if packed else parts[0] for parts in ([f[0] for f in found], [f[1] for f in found])
-    )
-    state = AnchorState(*(torch.cat(parts) for parts in zip(*[f[2] for f in found], strict=True)))
-    lead = pooled_k.shape[:-3]
-    if not packed:
-        state = AnchorState(*(x.reshape(*lead, *x.shape[1:]) for x in state))
+    all_k, all_v, after = (list(parts) for parts in zip(*found, strict=True))
+    rows_k, rows_v = (torch.cat(rows, 1) if packed else rows[0] for rows in (all_k, all_v))
+    state = AnchorState(*(torch.cat(parts) for parts in zip(*after, strict=True)))
     shape = (*lead, *rows_k.shape[1:])
-    return rows_k.to(pooled_k.dtype).reshape(shape), rows_v.to(pooled_v.dtype).reshape(shape), state
+    return (
+        rows_k.to(pooled_k.dtype).reshape(shape),
+        rows_v.to(pooled_v.dtype).reshape(shape),
+        state if packed else _led(state, lead),
+    )
 
 
 def _scan_document(
@@ -194,15 +217,17 @@ def _scan_document(
     return rows_k, rows_v, state
 
 
-def anchor_keys(
+def read_anchors(
     k: Float[Tensor, "*B S Hkv D"],
     v: Float[Tensor, "*B S Hkv D"],
     weights: AnchorWeights,
     block: int,
     *,
     causal: bool = True,
+    initial: AnchorState | None = None,
     cu_seqlens: Lengths | None = None,
-) -> tuple[Float[Tensor, "*B N R Hkv D"], Float[Tensor, "*B N R Hkv D"]]:
+    implementation: str | None = None,
+) -> Anchored:
     """The extra keys and values of an `Anchors` term: blocks pooled, then scanned.
 
     Args:
@@ -211,21 +236,97 @@ def anchor_keys(
         block: The term's block.
         causal: Row n reads the blocks before block n: a last block that is not complete is in no row. If False, every
             row reads all blocks of its document.
+        initial: The state to go on from, at a block's first token; None: `weights.initial`.
         cu_seqlens: Document boundaries of packed keys.
+        implementation: As for `anchor_scan`.
 
     Returns:
-        extra_k, extra_v as `attention` takes them, ``[B, ceil(S / block), R, Hkv, D]``, in k's dtype.
+        Keys and values to go on with, ``[B, ceil(S / block), R, Hkv, D]`` extra keys and values in k's dtype, and the state.
 
     Raises:
-        ValueError: as `pool_blocks` and `anchor_scan`.
+        ValueError, NotImplementedError: as `pool_blocks` and `anchor_scan`.
+
+    Cost: one pass over k and v, and O(S / block x R x Hkv x D).
     """
-    bounds = _bounds(cu_seqlens, k.shape[-3])
-    pooled_k, pooled_v = pool_blocks(
-        k, v, block, query=weights.pooling, cu_seqlens=None if cu_seqlens is None else bounds
+    bounds = None if cu_seqlens is None else _bounds(cu_seqlens, k.shape[-3])
+    initial = weights.initial if initial is None else initial
+    if _serves(implementation, k):
+        _check_keys(k, v, block)
+        _check_pooling(weights.pooling, k)
+        _check_scan(weights.queries, k, v)
+        found = _fused(k, v, weights.queries, weights.pooling, initial, block, causal, None, bounds)
+        return Anchored(*found)
+    pooled_k, pooled_v = pool_blocks(k, v, block, query=weights.pooling, cu_seqlens=bounds)
+    rows = None if bounds is None else row_bounds(bounds, block)
+    scanned = anchor_scan(
+        weights.queries, pooled_k, pooled_v, initial, causal=causal, cu_rows=rows, implementation="torch"
     )
-    rows = None if cu_seqlens is None else row_bounds(bounds, block)
-    extra_k, extra_v, _ = anchor_scan(weights.queries, pooled_k, pooled_v, weights.initial, causal=causal, cu_rows=rows)
-    return extra_k, extra_v
+    return Anchored(k, v, *scanned)
+
+
+def anchor_keys(
+    k: Float[Tensor, "*B S Hkv D"], v: Float[Tensor, "*B S Hkv D"], weights: AnchorWeights, block: int, **options: Any
+) -> tuple[Float[Tensor, "*B N R Hkv D"], Float[Tensor, "*B N R Hkv D"]]:
+    """extra_k and extra_v of `read_anchors`, whose arguments these are."""
+    return read_anchors(k, v, weights, block, **options)[2:4]
+
+
+def _fused(
+    k: Tensor,
+    v: Tensor,
+    queries: Tensor,
+    pooling: Tensor | None,
+    initial: AnchorState,
+    block: int,
+    causal: bool,
+    scale: float | None,
+    bounds: list[int] | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, AnchorState]:
+    try:
+        from ..kernels.anchors import fused_anchors
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise NotImplementedError("implementation 'triton' needs Triton, which is not installed; use 'torch'") from None
+
+    lead = k.shape[:-3]
+    count = lead.numel() if bounds is None else len(bounds) - 1
+    states = _expanded(initial, count, queries)
+    whole_k, whole_v = (x.reshape(lead.numel(), *x.shape[-3:]) for x in (k, v))
+    through_k, through_v, rows_k, rows_v, *after = fused_anchors(
+        whole_k, whole_v, queries, pooling, (states.top, states.total, states.key_sums, states.value_sums),
+        block=block, scale=k.shape[-1] ** -0.5 if scale is None else scale,
+        cu_seqlens=None if bounds is None else tuple(bounds),
+    )  # fmt: skip
+    state = AnchorState(*after)
+    if not causal:
+        rows_k, rows_v = (_repeated(x.to(k.dtype), rows_k.shape[1], bounds, block) for x in state.row)
+    if bounds is None:
+        state = _led(state, lead)
+    rows_k, rows_v = (x.reshape(*lead, *x.shape[1:]) for x in (rows_k, rows_v))
+    return through_k.view_as(k), through_v.view_as(v), rows_k, rows_v, state
+
+
+def _repeated(row: Tensor, n_rows: int, bounds: list[int] | None, block: int) -> Tensor:
+    """Each example's or document's one row, for all of its blocks."""
+    if bounds is None:
+        return row[:, None].expand(-1, n_rows, -1, -1, -1)
+    rows = row_bounds(bounds, block)
+    which = [index for index, (start, stop) in enumerate(pairwise(rows)) for _ in range(start, stop)]
+    return row[torch.tensor(which, dtype=torch.long, device=row.device)][None]
+
+
+def _led(state: AnchorState, lead: torch.Size) -> AnchorState:
+    return AnchorState(*(x.reshape(*lead, *x.shape[1:]) for x in state))
+
+
+def _serves(implementation: str | None, k: Tensor) -> bool:
+    """Whether the fused kernels run."""
+    if implementation not in (None, "torch", "triton"):
+        raise ValueError(f"implementation must be None, 'torch' or 'triton', got {implementation!r}")
+    if implementation is None:
+        return k.is_cuda and k.dtype != torch.float64 and k.shape[-1] <= 256
+    return implementation == "triton"
 
 
 def row_bounds(cu_seqlens: Sequence[int], block: int) -> list[int]:
@@ -261,6 +362,11 @@ def _check_keys(k: Tensor, v: Tensor, block: int) -> None:
         raise ValueError(f"v must have k's shape {tuple(k.shape)} and dtype {k.dtype}, got {tuple(v.shape)}, {v.dtype}")
     if isinstance(block, bool) or not isinstance(block, int) or block < 1:
         raise ValueError(f"block must be a positive integer, got {block!r}")
+
+
+def _check_pooling(query: Tensor | None, k: Tensor) -> None:
+    if query is not None and query.shape != k.shape[-2:]:
+        raise ValueError(f"query must have shape {tuple(k.shape[-2:])} (Hkv, D), got {tuple(query.shape)}")
 
 
 def _check_scan(queries: Tensor, k: Tensor, v: Tensor) -> None:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..patterns import Chunked, Full, Pattern, Window
+from ..patterns import Chunked, Full, Pattern, TopBlocks, Window
 from ..patterns.documents import split_documents
 from .check_attention import Call, check_call
 from .merge import merge
@@ -146,10 +146,9 @@ def _select(call: Call) -> Tensor:
             "rows=1, or give `selected`"
         )
     bounds = _numbers(call.cu_seqlens_q), _numbers(call.cu_seqlens_k)
-    sign = (call.scale > 0) - (call.scale < 0)  # the size of the scale bears on no order
-    return choose_blocks(
-        call.q if sign > 0 else call.q * sign, call.k, call.patterns, causal=call.causal, bounds=bounds
-    )
+    plain = isinstance(call.choice.term, TopBlocks) and call.scale > 0  # the size of the scale bears on no order
+    queries = call.q if plain else call.q * call.scale
+    return choose_blocks(queries, call.k, call.patterns, causal=call.causal, bounds=bounds)
 
 
 def _merged(static: Run, chosen: Run) -> Run:

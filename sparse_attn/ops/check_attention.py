@@ -8,9 +8,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..patterns import Anchors, Pattern, parse
-from ..patterns.chosen import Choice, split_choice, split_hashed
+from ..patterns import Pattern, parse
+from ..patterns.chosen import Choice, split_choice
 from ..patterns.documents import split_documents
+from ..patterns.hashed import split_hashed
+from ..patterns.terms import Summaries
 from .check_selected import check_hashed, check_selected, same_choice
 
 Facts = tuple[int, ...]
@@ -200,7 +202,7 @@ def check_patterns(pattern: Pattern | Sequence[Pattern], n_kv_heads: int) -> tup
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _facts(text: str) -> Facts:
-    """How many examples a pattern tells apart; the r and block of its anchors; if it chooses blocks; if it hashes.
+    """How many examples a pattern tells apart; the number of its summary keys and their block; if it chooses blocks; if it hashes.
 
     -1: it has no such thing.
     """
@@ -210,10 +212,10 @@ def _facts(text: str) -> Facts:
 @lru_cache(maxsize=256)
 def _known_facts(text: str) -> Facts:
     pattern = parse(text)
-    anchors = [term for term in pattern.terms if isinstance(term, Anchors)]
+    anchors = [term for term in pattern.terms if isinstance(term, Summaries)]
     if len(anchors) > 1:
-        raise ValueError(f"pattern: at most one Anchors term, got {anchors[0]!r} and {anchors[1]!r}")
-    r, block = (anchors[0].r, anchors[0].block) if anchors else (-1, -1)
+        raise ValueError(f"pattern: at most one term of summary keys, got {anchors[0]!r} and {anchors[1]!r}")
+    r, block = (anchors[0].extra_keys, anchors[0].block) if anchors else (-1, -1)
     return (
         -1 if pattern.examples is None else pattern.examples,
         r,
@@ -234,10 +236,10 @@ def _check_examples(facts: list[Facts], expected: int, packed: bool) -> int | No
 
 
 def _check_anchors(facts: list[Facts]) -> tuple[int, int] | None:
-    """The r and block that all heads' anchors have, or None."""
+    """The number and block of summary keys that all heads' anchors have, or None."""
     for own in facts:
         if own[1:3] != facts[0][1:3]:
-            raise ValueError("pattern: all KV heads must have the same Anchors term, and at most one")
+            raise ValueError("pattern: all KV heads must have the same term of summary keys, and at most one")
     r, block = facts[0][1:3]
     return None if r < 0 else (r, block)
 
@@ -265,11 +267,15 @@ def _check_extra(
 ) -> None:
     if anchors is None:
         if extra is not None:
-            raise ValueError(f"{name} was given, but the pattern has no Anchors term that says who sees it")
+            raise ValueError(
+                f"{name} was given, but the pattern has no Anchors or AnchorTree term that says who sees it"
+            )
         return
     r, block = anchors
     if extra is None:
-        raise ValueError(f"{name} is missing: a pattern with {Anchors(r, block)!r} needs its summary keys and values")
+        raise ValueError(
+            f"{name} is missing: a pattern with anchors needs its {r} summary keys and values a block of {block}"
+        )
     if lengths is None:  # known on the device only
         rows = extra.shape[-4] if isinstance(extra, Tensor) and extra.dim() > 3 else 0
     else:

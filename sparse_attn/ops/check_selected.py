@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..patterns import Pattern
-from ..patterns.chosen import Choice, split_choice, split_hashed
+from ..patterns.chosen import Choice, split_choice
+from ..patterns.hashed import split_hashed
 
 
 def same_choice(patterns: Sequence[Pattern]) -> Choice:
@@ -73,6 +74,6 @@ def check_selected(
         rows = "N" if n_tiles is None else n_tiles
         expected = ", ".join(map(str, (*q.shape[:-3], rows, f"{k.shape[-2]} or {q.shape[-2]}", "K")))
         raise ValueError(f"selected must have shape ({expected}) {form} for {term!r}, got {shape}")
-    if shape[-1] > term.k:
+    if term.most_blocks is not None and shape[-1] > term.most_blocks:
         raise ValueError(f"selected names {shape[-1]} blocks for each query, more than {term!r} allows")
     return selected.to(torch.int32)

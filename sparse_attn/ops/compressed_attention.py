@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..patterns import Pattern
+from ..patterns import Pattern, TopBlocks
 from ..patterns.documents import Document, split_documents
 from .check_attention import check_patterns
 from .check_selected import same_choice
@@ -67,6 +67,8 @@ def compressed_attention(
     patterns = check_patterns(pattern, n_kv_heads=k.shape[2])
     choice = same_choice(patterns)
     term = choice.term
+    if not isinstance(term, TopBlocks):
+        raise ValueError(f"pattern must have a TopBlocks term, whose blocks compressed keys rank, got {term!r}")
     if n_keys is None and cu_seqlens_k is None:
         n_keys = q.shape[1]
     documents = split_documents(q.shape[1], n_keys, cu_seqlens_q, cu_seqlens_k)
@@ -91,7 +93,8 @@ def compressed_attention(
             allowed = torch.stack(
                 [candidate_blocks(choice, own, document, part, causal=causal, device=q.device) for own in intervals]
             )[:, :, :seen]
-            at = torch.arange(queries.start, queries.stop, device=q.device) - document.q_start + document.first_position
+            begin = queries.start - document.q_start + document.first_position  # position of the first of these queries
+            at = torch.arange(begin, begin + queries.stop - queries.start, device=q.device)
             tile = at // term.rows - document.first_position // term.rows - part.start
             inputs = q[:, queries], own_k[:, :seen], own_v[:, :seen], allowed[:, tile], scale
             if needs_gradient:
@@ -99,7 +102,7 @@ def compressed_attention(
             else:
                 out, weight = _look(*inputs)
             outs.append(out)
-            before, after = int(at[0]) % term.rows if term.rows > 1 else 0, -(int(at[-1]) + 1) % term.rows
+            before, after = begin % term.rows, -(begin + len(at)) % term.rows
             scores = torch.nn.functional.pad(weight, (0, 0, before, after)).unflatten(2, (-1, term.rows)).sum(3)
             heads = allowed.repeat_interleave(k.shape[2] // len(intervals), 0)
             chosen.append(best_blocks(scores, heads, width).transpose(1, 2))
@@ -116,6 +119,11 @@ def _look(
     scale: float,
 ) -> tuple[Float[Tensor, "B n Hq D"], Float[Tensor, "B Hkv n blocks"]]:
     """Attention of some queries over the blocks allowed to them, and its weights summed over each group, detached."""
+    with torch.autocast(q.device.type, enabled=False):  # weights that choose are float32 inside autocast too
+        return _look_wide(q, k, v, allowed, scale)
+
+
+def _look_wide(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     hkv = k.shape[2]
     queries, keys, values = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k, v))
     grouped = queries.unflatten(2, (hkv, -1)).permute(0, 2, 3, 1, 4)  # [B, Hkv, G, n, D]

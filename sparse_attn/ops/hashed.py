@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..patterns import Chunked, Full, Hashed, Pattern, Sinks, Strided, Window
-from ..patterns.chosen import Rest, split_hashed
 from ..patterns.documents import Document, split_documents
+from ..patterns.hashed import Rest, split_hashed
 from ..patterns.pattern import Within
 
 GATHERED = 1 << 21  # numbers of keys gathered at once, 8 MiB in float32, and as many of values
@@ -32,9 +32,10 @@ def hash_buckets(x: Float[Tensor, "*B T H D"], term: Hashed, kv_heads: int) -> I
     directions = torch.randn(term.rounds, kv_heads, x.shape[-1], term.buckets // 2, generator=generator)
     grouped = x.detach().to(torch.promote_types(x.dtype, torch.float32)).unflatten(-2, (kv_heads, -1))
     found = []
-    for own in directions.to(x.device, grouped.dtype):
-        near = torch.einsum("...hgd,hdn->...hgn", grouped, own)
-        found.append(torch.cat([near, -near], -1).argmax(-1).flatten(-2))
+    with torch.autocast(x.device.type, enabled=False):  # the same buckets inside autocast as outside
+        for own in directions.to(x.device, grouped.dtype):
+            near = torch.einsum("...hgd,hdn->...hgn", grouped, own)
+            found.append(torch.cat([near, -near], -1).argmax(-1).flatten(-2))
     return torch.stack(found)
 
 

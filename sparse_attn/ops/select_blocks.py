@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..patterns import Pattern
-from ..patterns.chosen import Choice, split_choice
+from ..patterns.chosen import Choice, TopBlocks, split_choice
+from ..patterns.covering import Covering
 from ..patterns.documents import Document, split_documents
 from ..patterns.layout import Groups
 from ..patterns.parts import Interval
@@ -37,6 +38,9 @@ def select_blocks(
     per_query_head: bool = False,
 ) -> Int[Tensor, "*B N H K"]:
     """The blocks that score best for the pattern's `TopBlocks` term: what `attention` takes as `selected`.
+
+    Of a `CoverBlocks` or `VerticalSlash` term: the blocks that cover its share of the mass, for each query head; `scale` is
+    then the logits' own, and `score` and `compressed` say nothing.
 
     score[n,b,g] = sum over queries i of tile n, heads h of group g:  scale * q[i,h] @ c[b,g]          "mean"
                    sum over the same:  sum_d max(scale * q[i,h,d] * low[b,g,d], scale * q[i,h,d] * high[b,g,d])  "bounds"
@@ -65,7 +69,8 @@ def select_blocks(
 
     No gradient passes. With rows > 1 a tile's choice reads its later queries: not for training.
     Cost: 2 * H * D * (T / rows) * (S / block) multiply-adds (causal: half; "bounds": twice) in float32 products and a
-    top-k over each row, by plain torch, on CPU and GPU; memory: one number for 4M scores at a time, and S / block keys.
+    top-k over each row, by plain torch; on a GPU by a kernel, up to 4,096 blocks a document. Memory: 16 MiB of scores at a
+    time (the kernel: 256 MiB), and S / block keys.
     Source: Lu et al. 2025, arXiv:2502.13189 (means); Tang et al. 2024, arXiv:2406.10774 (bounds).
 
     >>> pattern = Window(64) | TopBlocks(2, block=32)
@@ -75,13 +80,16 @@ def select_blocks(
     call = check_call(q, k, k, _without_anchors(pattern), causal, scale, cu_seqlens_q, cu_seqlens_k, None, None)
     if call.choice is None:
         raise ValueError(f"pattern has no TopBlocks term to select blocks for, got {pattern!r}")
+    if isinstance(call.choice.term, Covering) and (score != "mean" or compressed is not None):
+        raise ValueError(f"score and compressed are for TopBlocks: leave them out for {call.choice.term!r}")
     if score not in ("mean", "bounds"):
         raise ValueError(f"score must be 'mean' or 'bounds', got {score!r}")
     bounds = [b.tolist() if isinstance(b, Tensor) else b for b in (call.cu_seqlens_q, call.cu_seqlens_k)]
     if compressed is not None:
         compressed = _check_compressed(compressed, k, call.choice, call.k.shape[1], bounds[1], score)
+    sign = (scale > 0) - (scale < 0)
     selected = choose_blocks(
-        call.q * scale,
+        call.q if sign > 0 else call.q * sign,
         call.k,
         call.patterns,
         causal=causal,
@@ -130,10 +138,15 @@ def _choose_blocks(
     compressed: Tensor | None,
     per_query_head: bool,
 ) -> Tensor:
+    choice = same_choice(patterns)
+    if isinstance(choice.term, Covering):
+        from .cover_blocks import covering_blocks  # which needs `candidate_blocks`
+
+        return covering_blocks(q, k, patterns, causal=causal, bounds=bounds)
     documents = split_documents(q.shape[1], k.shape[1], *bounds)
     heads = q.shape[2] if per_query_head else k.shape[2]
-    choice = same_choice(patterns)
     intervals = [static_interval(pattern, causal) for pattern in patterns]
+    assert isinstance(choice.term, TopBlocks)
     width = min(choice.term.k, -(-k.shape[1] // choice.term.block))
     n_tiles = sum(choice.term.tiles(document.n_queries, document.n_keys) for document in documents)
     selected = torch.full((q.shape[0], n_tiles, heads, width), -1, dtype=torch.int32, device=q.device)

@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .chosen import Hashed, TopBlocks
+from .chosen import ChosenBlocks
 from .documents import Document, check_examples, split_documents
+from .hashed import Hashed
 from .parts import BlockList, Chunk, Columns, DilatedPass, FullRows, Interval, Positions, span_bounds
 from .pattern import Lengths, Pattern, Within
 from .random_blocks import draw_blocks
-from .terms import Anchors, Chunked, Dilated, Full, Global, Random, Sinks, Strided, Term, Window
+from .terms import Chunked, Dilated, Full, Global, Random, Sinks, Strided, Summaries, Term, Window
 
 Cut = tuple[int | None, int | None]  # keys at or before the query and after it that `within` leaves; None: all
 
@@ -52,7 +53,7 @@ class Layout:
     lists: tuple[BlockList, ...]
     dilated: tuple[DilatedPass, ...]
     full_rows: tuple[FullRows, ...]
-    anchors: Anchors | None
+    anchors: Summaries | None
 
     @property
     def nbytes(self) -> int:
@@ -144,7 +145,7 @@ class Groups:
         self.lists: dict[tuple[int, Cut], list[Random]] = defaultdict(list)
         self.full_rows: dict[Cut, list[Global]] = defaultdict(list)
         self.dilated: list[DilatedPass] = []
-        self.anchors: Anchors | None = None
+        self.anchors: Summaries | None = None
         for clause in pattern.terms:
             term, limit = (clause.term, clause.limit) if isinstance(clause, Within) else (clause, None)
             left = None if limit is None else limit.left
@@ -179,11 +180,11 @@ class Groups:
                 self.full_rows[left, right].append(term)
             case Random():
                 self.lists[term.block, (left, right)].append(term)
-            case Anchors():
+            case Summaries():
                 if self.anchors is not None:
-                    raise ValueError(f"pattern: at most one Anchors term, got {self.anchors!r} and {term!r}")
+                    raise ValueError(f"pattern: at most one term of summary keys, got {self.anchors!r} and {term!r}")
                 self.anchors = term
-            case TopBlocks() | Hashed():
+            case ChosenBlocks() | Hashed():
                 pass  # chosen at run time: attention passes over its keys by themselves
             case _:
                 raise NotImplementedError(f"layout: {type(term).__name__} has no layout")

@@ -5,16 +5,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .chosen import Hashed, TopBlocks
+from .chosen import ChosenBlocks
+from .hashed import Hashed
 from .pattern import Pattern, Within
-from .terms import Anchors, Chunked, Dilated, Global, Sinks, Strided, Window
+from .terms import Chunked, Dilated, Global, Sinks, Strided, Summaries, Window
 
 
 def live_mask(pattern: Pattern, n_keys: int) -> NDArray[np.bool_]:
     """For each of the first `n_keys` keys, whether a causal query at position `n_keys` or later may still see it.
 
     A window of W keeps the last W - 1; a chunk, those of the chunk that is not complete; sinks, strides and global
-    positions, their columns. Global queries still to come look at every key, and random and top blocks may be chosen by any
+    positions, their columns. Global queries still to come look at every key, and random and chosen blocks may be named by any
     later query: they keep all. A term cut to a window keeps nothing outside it.
 
     Raises:
@@ -62,9 +63,9 @@ def _mark(keep: np.ndarray, term: Pattern, limit: int | None) -> None:
             later = [p for p in term.shared if p >= n]
             if later:
                 keep[first(later[0]) :] = True
-        case Anchors():
+        case Summaries():
             pass
-        case TopBlocks() | Hashed():
+        case ChosenBlocks() | Hashed():
             keep[:] = True  # blocks and ranks are counted from the first key
         case _:
             keep[first(n) :] = True

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .chosen import Choice, Hashed, Rest, TopBlocks, split_choice, split_hashed
+from .chosen import Choice, ChosenBlocks, split_choice
 from .documents import Document, check_examples, split_documents
+from .hashed import Hashed, Rest, split_hashed
 from .pattern import Lengths, Pattern, Within
 from .random_blocks import draw_blocks
-from .terms import Anchors, Chunked, Dilated, Full, Global, Random, Sinks, Strided, Term, Window
+from .terms import Chunked, Dilated, Full, Global, Random, Sinks, Strided, Summaries, Term, Window
 
 _CHUNK = 1 << 15  # queries counted at once: their vectors stay in the cache
 
@@ -98,12 +99,13 @@ def _add_union_sizes(
 
 
 def _add_budget(choice: Choice | Rest, i: Vector, n_keys: int, causal: bool, sizes: Vector) -> None:
-    """Add what a query may choose at most: its budget, the keys that it may see, and no more than those in all."""
+    """Add what a query may choose at most: the term's budget, the keys that it may see, and no more than those in all."""
     visible = Progression(1, np.zeros_like(i), np.zeros_like(i), np.full_like(i, n_keys))
     _cut(visible, i, n_keys, causal, None)
     within = Progression(1, visible.residue, visible.low.copy(), visible.high.copy())
     _cut(within, i, n_keys, causal, choice.limit)
-    budget = np.minimum(within.counts(), choice.term.budget)
+    most = choice.term.budget
+    budget = within.counts() if most is None else np.minimum(within.counts(), most)
     np.minimum(sizes + budget, visible.counts(), out=sizes)
 
 
@@ -183,7 +185,7 @@ def _term_families(term: Term, i: Vector, n_keys: int, causal: bool) -> list[tup
             drawn = draw_blocks(term, blocks, n_keys, causal)[which]
             low, size = drawn * term.block, np.where(drawn < 0, 0, term.block)
             return [([Progression(1, zero, low[:, r], (low + size)[:, r]) for r in range(low.shape[1])], False)]
-        case Anchors() | TopBlocks() | Hashed():
+        case Summaries() | ChosenBlocks() | Hashed():
             return []
         case _:
             raise NotImplementedError(f"pairs: {type(term).__name__} has no count")

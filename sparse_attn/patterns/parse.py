@@ -6,7 +6,7 @@ import ast
 import inspect
 import re
 
-from . import chosen, terms
+from . import chosen, covering, hashed, terms
 from .pattern import Pattern
 
 _GLOBAL = "global_keyword"
@@ -20,8 +20,11 @@ _TERMS: dict[str, type[terms.Term]] = {
     "global": terms.Global,
     "random": terms.Random,
     "anchors": terms.Anchors,
+    "anchortree": terms.AnchorTree,
     "topblocks": chosen.TopBlocks,
-    "hashed": chosen.Hashed,
+    "coverblocks": covering.CoverBlocks,
+    "verticalslash": covering.VerticalSlash,
+    "hashed": hashed.Hashed,
 }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .pattern import Pattern, Within
-from .terms import Anchors, Chunked, Dilated, Full, Global, Strided, Term, Window
+from .terms import Anchors, AnchorTree, Chunked, Dilated, Full, Global, Strided, Term, Window
 
 _PERIOD_LIMIT = 1 << 20  # starting positions of a repeating pattern that are followed for `tokens`
 _WORK_LIMIT = 1 << 28  # starting positions, times layers, times words of bits, followed for `layers_to_any`
@@ -31,7 +31,8 @@ class Reach:
             distance (sinks among them, which carry only what stands at their own position).
         layers_to_any: Layers after which any key has reached any query (any later one, if causal), however long the
             sequence, far from its ends; None if no number of layers does for all lengths. Keys at fixed positions
-            (causal sinks and globals) and random blocks guarantee nothing and do not count. Also None where the terms'
+            (causal sinks and globals) and random blocks guarantee nothing and do not count, nor do anchor trees, which
+            end somewhere. Also None where the terms'
             common period is so long (some 10,000 positions) that following it would take more than seconds.
     """
 
@@ -69,6 +70,8 @@ def _farthest(pattern: Pattern, layers: int, causal: bool) -> int | None:
                 span = (_least(term.left - 1, back), _least(term.ahead, ahead))
             case Dilated():
                 span = (_dilated_hop(term, back), _dilated_hop(term, ahead))
+            case AnchorTree():
+                span = (term.horizon + term.block - 1, 0)
             case Chunked():
                 chunks.append((term.size, _or(back, term.size), _or(ahead, term.size)))
                 continue
@@ -164,7 +167,7 @@ def _slowest(
 
 
 def _is_bounded(term: Term) -> bool:
-    return isinstance(term, Window | Chunked) or (isinstance(term, Dilated) and term.window is not None)
+    return isinstance(term, Window | Chunked | AnchorTree) or (isinstance(term, Dilated) and term.window is not None)
 
 
 def _hop(term: Term, back: int | None, ahead: int | None) -> int:

@@ -273,12 +273,24 @@ class Random(Term):
         return keep
 
 
-@dataclass(frozen=True, repr=False)
-class Anchors(Term):
-    """Learned summary keys: every query sees r extra keys, made from the blocks wholly before its own.
+class Summaries(Term):
+    """Terms of learned summary keys, which are given to `attention` as extra_k and extra_v.
 
-    The keys themselves are given to `attention` as extra_k and extra_v; a query at position i sees row i // block.
-    They are no keys of the sequence, so this term adds nothing to `mask` and `pairs`.
+    A query at position i sees the `extra_keys` keys of row i // block, made from the blocks wholly before its own. They are
+    no keys of the sequence, so these terms add nothing to `mask` and `pairs`.
+    """
+
+    block: int
+
+    def keeps(self, i: Positions, j: Positions, n_keys: int, causal: bool) -> NDArray[np.bool_]:
+        return np.zeros(np.broadcast_shapes(i.shape, j.shape), dtype=bool)
+
+
+@dataclass(frozen=True, repr=False)
+class Anchors(Summaries):
+    """Learned summary keys: every query sees r extra keys, each a weighted mean of all blocks wholly before its own.
+
+    The keys themselves are given to `attention`, or made by `nn.SparseSelfAttention`; see `Summaries`.
 
     Args:
         r: Summary keys that each query sees.
@@ -296,8 +308,60 @@ class Anchors(Term):
     def extra_keys(self) -> int:
         return self.r
 
-    def keeps(self, i: Positions, j: Positions, n_keys: int, causal: bool) -> NDArray[np.bool_]:
-        return np.zeros(np.broadcast_shapes(i.shape, j.shape), dtype=bool)
+
+@dataclass(frozen=True, repr=False)
+class AnchorTree(Summaries):
+    """Summaries of summaries: fine ones of what is near, coarse ones of what is far; levels * fanout * r extra keys.
+
+    A node of level 0 holds r summaries of one block, a node of level l those of `fanout` nodes of level l - 1. The n blocks
+    before a query's are covered by 1 to `fanout` nodes of each level, the finest nearest: with e_0 = n, level l shows nodes
+    fanout * e_{l+1} .. e_l, where e_{l+1} = (e_l - 1) // fanout. The coarsest level shows its last `fanout` nodes: what lies
+    beyond `horizon` is not seen. Slots without a node hold a learned null key.
+
+    Args:
+        levels: At least 1; ceil(log_fanout(T / block)) see everything.
+        fanout: Nodes that one coarser node summarises; at least 2.
+        r: Summaries of a node.
+        block: Tokens of a node of level 0.
+
+    Flat `Anchors` spend their keys on the whole past alike; a tree spends them by distance, and its reach grows with
+    fanout ** levels. With ``Chunked(size)`` it is hierarchical attention: each chunk in full, and summaries of those before.
+    Source: hierarchical summaries in one softmax: Zhu and Soricut 2021, arXiv:2107.11906.
+    """
+
+    levels: int
+    fanout: int = 4
+    r: int = 4
+    block: int = 128
+
+    def _check(self) -> None:
+        for name, minimum in (("levels", 1), ("fanout", 1), ("r", 1), ("block", 1)):
+            _set_count(self, name, minimum=minimum)
+        if self.fanout < 2:
+            raise ValueError(f"AnchorTree: fanout must be at least 2, got {self.fanout}")
+
+    @property
+    def extra_keys(self) -> int:
+        return self.levels * self.fanout * self.r
+
+    @property
+    def horizon(self) -> int:
+        """Tokens before a query's own block that its summaries can tell of at most."""
+        return self.block * sum(self.fanout**level for level in range(1, self.levels + 1))
+
+    def shown(self, n_blocks: int) -> list[range]:
+        """The nodes of each level, counted from the document's start, that a query behind n_blocks blocks sees.
+
+        >>> AnchorTree(3, fanout=2).shown(6)  # blocks 4 and 5; 2 and 3 in one; nothing coarser than 0 and 1 in one
+        [range(4, 6), range(0, 2), range(0, 0)]
+        """
+        found, end = [], n_blocks
+        for level in range(self.levels):
+            coarser = max(end - 1, 0) // self.fanout
+            start = self.fanout * coarser if level + 1 < self.levels else max(0, end - self.fanout)
+            found.append(range(start, end))
+            end = coarser
+        return found
 
 
 _LIMIT = 1 << 62  # position arithmetic stays inside int64

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from ..patterns import Anchors, Chunked, Full, Global, Pattern, Sinks, Strided, Window
+from ..patterns import Anchors, AnchorTree, Chunked, Full, Global, Pattern, Sinks, Strided, Window
 from .records import Kind, Layer, Memory, Model, Scores
 
 
@@ -49,7 +49,7 @@ def _cut(layer: Layer, pattern: Pattern) -> Layer:
     )
 
 
-_BOUNDED = (Window, Sinks, Chunked, Anchors, Global, Strided)
+_BOUNDED = (Window, Sinks, Chunked, Anchors, AnchorTree, Global, Strided)
 
 
 def _kept(one: Memory, pattern: Pattern) -> list[Memory]:
@@ -69,6 +69,9 @@ def _kept(one: Memory, pattern: Pattern) -> list[Memory]:
             parts.append(replace(one, name=f"{one.name} of columns", every=term.stride))
         if isinstance(term, Anchors):
             parts.append(replace(one, name=f"{one.name} of anchors", elements=one.elements * term.r, per_token=False))
+        if isinstance(term, AnchorTree):
+            kept = (term.fanout + 1) * term.levels * term.r
+            parts.append(replace(one, name=f"{one.name} of anchors", elements=one.elements * kept, per_token=False))
     return parts
 
 
@@ -95,6 +98,6 @@ def _scores(flops: int, pattern: Pattern) -> list[Scores]:
             found.append(Scores("attention", flops, "chunk", term.size))
         if isinstance(term, Strided):
             found.append(Scores("attention", flops, "summaries", term.stride))
-        if isinstance(term, Anchors):
-            found.append(Scores("attention", flops * term.r, "token"))
+        if isinstance(term, Anchors | AnchorTree):
+            found.append(Scores("attention", flops * term.extra_keys, "token"))
     return found

@@ -1,5 +1,6 @@
 """Eager oracles, one per operation: slow, plain, float64-capable, sharing no code with what they judge."""
 
+from .anchor_tree import tree_rows
 from .anchors import anchor_rows
 from .attention import masked_attention
 from .compressed_attention import coarse_attention
@@ -15,4 +16,5 @@ __all__ = [
     "masked_attention",
     "merge_partial",
     "selected_attention",
+    "tree_rows",
 ]

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..patterns import Anchors, Pattern
+from ..patterns import Pattern
+from ..patterns.terms import Summaries
 
 
 def masked_attention(
@@ -47,7 +48,7 @@ def masked_attention(
     heads = []
     for head in range(k.shape[2]):
         pattern = patterns[head % len(patterns)]
-        anchors = next((term for term in pattern.terms if isinstance(term, Anchors)), None)
+        anchors = next((term for term in pattern.terms if isinstance(term, Summaries)), None)
         documents = []
         row = 0
         for index, (q0, q1, k0, k1) in enumerate(
@@ -65,7 +66,7 @@ def masked_attention(
                 own_k, own_v = extra_k[:, seen, :, head].to(wide), extra_v[:, seen, :, head].to(wide)
                 logits = torch.cat([logits, torch.einsum("btgd,btrd->btgr", queries, own_k)], -1)
                 value = torch.cat([value, own_v], 2)
-                keep = torch.cat([keep, keep.new_ones(q1 - q0, anchors.r)], 1)
+                keep = torch.cat([keep, keep.new_ones(q1 - q0, anchors.extra_keys)], 1)
             documents.append(_softmax(logits * scale, keep, value))
         heads.append([torch.cat(parts, 1) for parts in zip(*documents, strict=True)])
     out, lse = (torch.cat(parts, 2) for parts in zip(*heads, strict=True))

@@ -6,8 +6,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..patterns import Anchors, Pattern, TopBlocks
+from ..patterns import Pattern
+from ..patterns.chosen import ChosenBlocks
 from ..patterns.pattern import Within
+from ..patterns.terms import Summaries
 
 
 def selected_attention(
@@ -60,27 +62,27 @@ def selected_attention(
                 queries, keys, values = q[b, q0:q1, h].to(wide), k[b, k0:k1, g].to(wide), v[b, k0:k1, g].to(wide)
                 logits = queries @ keys.T
                 values = values.expand(q1 - q0, -1, -1)
-                anchors = next((term for term in pattern.terms if isinstance(term, Anchors)), None)
+                anchors = next((term for term in pattern.terms if isinstance(term, Summaries)), None)
                 if anchors is not None and extra_k is not None and extra_v is not None:
                     seen = first_extra + torch.arange(k1 - k0 - (q1 - q0), k1 - k0, device=q.device) // anchors.block
                     logits = torch.cat(
                         [logits, torch.einsum("td,trd->tr", queries, extra_k[b, seen, :, g].to(wide))], 1
                     )
                     values = torch.cat([values, extra_v[b, seen, :, g].to(wide)], 1)
-                    times = torch.cat([times, times.new_ones(q1 - q0, anchors.r)], 1)
+                    times = torch.cat([times, times.new_ones(q1 - q0, anchors.extra_keys)], 1)
                 own_out, own_lse = _weighted_softmax(logits * scale, times, values)
                 out[b, h, q0:q1], lse[b, h, q0:q1] = own_out, own_lse
-        anchors = next((term for term in patterns[0].terms if isinstance(term, Anchors)), None)
+        anchors = next((term for term in patterns[0].terms if isinstance(term, Summaries)), None)
         first_extra += 0 if anchors is None else -(-(k1 - k0) // anchors.block)
         first_tile += _top_blocks(patterns[0])[0].tiles(q1 - q0, k1 - k0)
     return out.transpose(1, 2).to(q.dtype), lse.transpose(1, 2)
 
 
-def _top_blocks(pattern: Pattern) -> tuple[TopBlocks, Pattern | None]:
+def _top_blocks(pattern: Pattern) -> tuple[ChosenBlocks, Pattern | None]:
     """The term that chooses, and the window that it is cut to."""
     for clause in pattern.terms:
         term, limit = (clause.term, clause.limit) if isinstance(clause, Within) else (clause, None)
-        if isinstance(term, TopBlocks):
+        if isinstance(term, ChosenBlocks):
             return term, limit
     raise ValueError(f"pattern {pattern!r} has no TopBlocks term")
 

@@ -31,9 +31,11 @@ def draw_curves(result: DemoResult) -> bytes:
         figure.set_layout_engine("constrained")
         for axes, (field, unit, title) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
             for row in result.rows:
-                values = [cell[field] / unit for cell in result.of_row(row["name"])]
+                cells = result.of_row(row["name"])
+                lengths = [cell["length"] for cell in cells]
+                values = [cell[field] / unit for cell in cells]
                 axes.plot(
-                    result.lengths, values, color=result.colour(row["name"]), marker="o", markersize=5, linewidth=2,
+                    lengths, values, color=result.colour(row["name"]), marker="o", markersize=5, linewidth=2,
                     label=row["name"],
                 )  # fmt: skip
             axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold")

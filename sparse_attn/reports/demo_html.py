@@ -53,7 +53,7 @@ def _row(
 
 
 def _table(result: DemoResult, length: int) -> dict[str, Any]:
-    cells = [result.cell(row["name"], length) for row in result.rows]
+    cells = result.at_length(length)
     dense, slowest = cells[0], max(cell["prefill_seconds"] for cell in cells)
     lines = [
         {

@@ -35,8 +35,15 @@ class DemoResult:
         return next(cell for cell in self.cells if (cell["row"], cell["length"]) == (row, length))
 
     def of_row(self, row: str) -> list[dict[str, Any]]:
-        """A row's cells, shortest length first."""
-        return [self.cell(row, length) for length in self.lengths]
+        """A row's cells, shortest length first; a row need not have been read at every length."""
+        return sorted((cell for cell in self.cells if cell["row"] == row), key=lambda cell: cell["length"])
+
+    def at_length(self, length: int) -> list[dict[str, Any]]:
+        """The cells of a length, in the order of the rows."""
+        order = [row["name"] for row in self.rows]
+        return sorted(
+            (cell for cell in self.cells if cell["length"] == length), key=lambda cell: order.index(cell["row"])
+        )
 
     def colour(self, row: str) -> str:
         names = [given["name"] for given in self.rows]
@@ -85,17 +92,20 @@ def summary(result: DemoResult) -> str:
     """The finding in two or three sentences, made from the run's own numbers."""
     length = result.lengths[-1]
     dense = result.rows[0]["name"]
-    base, asked = result.cell(dense, length), len(result.depths) * len(result.lengths)
-    totals = {row["name"]: sum(map(found, result.of_row(row["name"]))) for row in result.rows}
-    sparse = [row["name"] for row in result.rows[1:]]
-    best = max(sparse, key=lambda name: (totals[name], -result.cell(name, length)["kept_pairs"]))
+    base = result.cell(dense, length)
+    cells = {row["name"]: result.of_row(row["name"]) for row in result.rows}
+    totals = {name: sum(map(found, own)) for name, own in cells.items()}
+    asked = {name: sum(len(cell["needles"]) for cell in own) for name, own in cells.items()}
+    sparse = [cell["row"] for cell in result.at_length(length)[1:]]
+    best = max(sparse, key=lambda name: (totals[name] / asked[name], -result.cell(name, length)["kept_pairs"]))
     cell = result.cell(best, length)
     return (
-        f"Dense attention found {totals[dense]} of {asked} needles. The best sparse row, “{best}”, found {totals[best]}: at "
+        f"Dense attention found {totals[dense]} of {asked[dense]} needles. The best sparse row, “{best}”, found {totals[best]} of "
+        f"{asked[best]}: at "
         f"{length:,} tokens it computed {cell['kept_pairs'] / base['kept_pairs']:.0%} of the pairs, needs "
         f"{cell['cache_bytes'] / base['cache_bytes']:.0%} of the KV cache and read the prompt in "
         f"{cell['prefill_seconds']:.1f} s instead of {base['prefill_seconds']:.1f} s, at a perplexity of "
         f"{cell['perplexity']:.1f} instead of {base['perplexity']:.1f}. "
-        + ", ".join(f"“{name}”: {totals[name]} of {asked}" for name in sparse if name != best)
+        + ", ".join(f"“{name}”: {totals[name]} of {asked[name]}" for name in sparse if name != best)
         + " needles."
     )

@@ -25,10 +25,9 @@ def length_table(result: DemoResult, length: int) -> Table:
     table.add_column("row", min_width=16)
     for name in ("prefill", "kept pairs", "share", "KV cache", "perplexity", "needles"):
         table.add_column(name, justify="right", no_wrap=True)
-    for row in result.rows:
-        cell = result.cell(row["name"], length)
+    for cell in result.at_length(length):
         table.add_row(
-            Text(row["name"], style=result.colour(row["name"])),
+            Text(cell["row"], style=result.colour(cell["row"])),
             f"{cell['prefill_seconds']:.2f} s",
             f"{cell['kept_pairs']:,}",
             f"{cell['kept_pairs'] / cell['dense_pairs']:.1%}",

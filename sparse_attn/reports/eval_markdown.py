@@ -17,7 +17,9 @@ def render_markdown(summary: dict[str, Any]) -> str:
     if summary["advice"]:
         parts += ["## Advice, measured", *(f"- {line}" for line in advice_lines(summary))]
     if "verdict" in summary:
-        parts += ["## Verdict", *(f"- {reason}" for reason in summary["verdict"]["reasons"])]
+        parts += ["## Verdict", *(f"- {_cell(reason)}" for reason in summary["verdict"]["reasons"])]
+        if summary["verdict"]["correction"]:
+            parts.append(summary["verdict"]["correction"])
     if summary["failures"]:
         parts += ["## Some that were lost", *map(_failure, summary["failures"])]
     return "\n\n".join(_joined(parts)) + "\n"

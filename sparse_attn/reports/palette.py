@@ -12,6 +12,7 @@ TERM_COLOURS = {
     "dilated": "#b58a1b",
     "full": "#64748b",
     "anchors": "#8c564b",
+    "anchortree": "#5f7d2a",
 }
 #: What a model's layer attends with. Layers that see everything are warm, those that do not are cool.
 KIND_COLOURS = {

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from sparse_attn.ops import attention
-from sparse_attn.patterns import Anchors, Pattern, TopBlocks, parse
+from sparse_attn.patterns import Pattern, parse
+from sparse_attn.patterns.chosen import ChosenBlocks
 from sparse_attn.patterns.pattern import Within
+from sparse_attn.patterns.terms import Summaries
 
 from .error_budget import assert_within_budget
 
@@ -90,7 +92,7 @@ def plain_attention(
     queries = q.transpose(1, 2)
     logits = queries @ keys.transpose(2, 3)
     if extra_k is not None and extra_v is not None:
-        anchors = next(term for term in patterns[0].terms if isinstance(term, Anchors))
+        anchors = next(term for term in patterns[0].terms if isinstance(term, Summaries))
         seen = _extra_rows(anchors.block, n_queries, k.shape[1], cu_seqlens_q, cu_seqlens_k)
         own_k, own_v = (x[:, seen].repeat_interleave(hq // hkv, 3).movedim(3, 1) for x in (extra_k, extra_v))
         extra_logits = (queries[:, :, :, None] @ own_k.transpose(3, 4))[:, :, :, 0]
@@ -112,9 +114,11 @@ def _chosen_keys(
 ) -> Tensor:
     """Which keys of chosen blocks each query head may see, in the shape of `keep`, ``[B, Hq, T, S]``."""
     hq, n_queries, n_keys = keep.shape[1:]
-    clause = next(own for own in pattern.terms if isinstance(own.term if isinstance(own, Within) else own, TopBlocks))
+    clause = next(
+        own for own in pattern.terms if isinstance(own.term if isinstance(own, Within) else own, ChosenBlocks)
+    )
     term, limit = (clause.term, clause.limit) if isinstance(clause, Within) else (clause, parse("full()"))
-    assert isinstance(term, TopBlocks)
+    assert isinstance(term, ChosenBlocks)
     q_bounds = boundaries["cu_seqlens_q"] or [0, n_queries]
     k_bounds = boundaries["cu_seqlens_k"] or (boundaries["cu_seqlens_q"] or [0, n_keys])
     rows = torch.zeros(n_queries, dtype=torch.int64, device=keep.device)  # of `selected`

@@ -56,6 +56,13 @@ def test_json_and_report(run, small, in_folder):
     assert report.endswith("</html>")
 
 
+def test_the_auto_row_is_what_sparsify_does():
+    from sparse_attn.evals.demo import AUTO
+    from sparse_attn.patterns.covering import auto
+
+    assert repr(auto()) == AUTO
+
+
 def test_tables_for_people(run, small, in_folder):
     result = run("demo", "--length", 240, "--out", "mine.html")
     assert "240 tokens" in result.stdout

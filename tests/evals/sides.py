@@ -10,6 +10,9 @@ class Letters:
     def encode(self, text):
         return [ord(character) for character in text]
 
+    def beginning(self):
+        return []
+
     def chat_frame(self):
         return "<user>", "<model>"
 
@@ -32,6 +35,9 @@ class Words:
         number = zlib.crc32(part.encode())  # the same whatever was read before
         assert self.parts.setdefault(number, part) == part
         return number
+
+    def beginning(self):
+        return []
 
     def chat_frame(self):
         return "<user>", "<model>"

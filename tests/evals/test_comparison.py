@@ -64,6 +64,14 @@ class Parrot:
 ROWS = (Row("dense", None), Row("sparse", "window(8)", (1,)))
 
 
+def test_a_row_is_read_from_its_length_on():
+    rows = [Row("dense", None), Row("long", "window(8)", from_length=600)]
+    parrot = Parrot()
+    prompts = needle_prompts(parrot, TEXT, [500, 600], DEPTHS)
+    cells = [(cell.row, cell.length) for cell in compare(parrot, rows, prompts, DEPTHS)]
+    assert cells == [("dense", 500), ("dense", 600), ("long", 600)]
+
+
 def test_every_row_reads_every_prompt():
     reader, seen = Parrot(), []
     prompts = needle_prompts(reader, TEXT, [500, 700], DEPTHS)

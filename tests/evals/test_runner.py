@@ -9,8 +9,10 @@ from sparse_attn.evals.corpus import Corpus
 from sparse_attn.evals.plan import Plan, even_depths
 from sparse_attn.evals.results_file import ResultsFile
 from sparse_attn.evals.runner import plan_rows, run
-from sparse_attn.evals.summary import FAIL, INCONCLUSIVE, PASS, summarize
+from sparse_attn.evals.summary import summarize
 from sparse_attn.evals.tasks import TASKS
+from sparse_attn.evals.tasks.perplexity import text_piece
+from sparse_attn.evals.verdict import FAIL, INCONCLUSIVE, PASS
 
 from . import oracle
 from .sides import Words
@@ -250,6 +252,19 @@ def test_perplexity_by_position():
     assert tables["window(8)"]["times_dense"] == pytest.approx(2.718, abs=1e-3)
     assert [(part["start"], part["stop"]) for part in tables["dense"]["bins"]][:2] == [(1, 64), (64, 91)]
     assert summary["comparisons"] == []
+
+
+def test_a_text_begins_as_the_tokenizer_begins_it():
+    """One token fewer of the text, after a mark that is not scored."""
+
+    class Marked(Oracle):
+        def beginning(self):
+            return [7]
+
+    plain, marked = Oracle(), Marked()
+    piece, begun = text_piece(Corpus(plain), 256, 0), text_piece(Corpus(marked), 256, 0)
+    assert begun.tokens == (7, *piece.tokens[:-1])
+    assert begun.bins == piece.bins
 
 
 def test_a_summary_is_plain_data():

@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from sparse_attn.evals.statistics import Paired, mcnemar, near_chance, wilson
+from sparse_attn.evals.statistics import Paired, holm, mcnemar, near_chance, wilson
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,22 @@ def test_mcnemar_by_hand():
     assert mcnemar(0, 10) == mcnemar(10, 0)
     assert mcnemar(7, 1) == pytest.approx(2 * (1 + 8) / 256)
     assert mcnemar(4, 4) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("given", "corrected"),
+    [
+        ([], []),
+        ([0.3], [0.3]),
+        ([0.01, 0.02], [0.02, 0.02]),  # 2 * 0.01, 1 * 0.02
+        ([0.02, 0.03, 0.01, 0.005], [0.04, 0.04, 0.03, 0.02]),  # 4 * 0.005, 3 * 0.01, 2 * 0.02, and 0.03 rises to it
+        ([0.6, 0.5, 0.9], [1.0, 1.0, 1.0]),
+        ([0.04, 0.001], [0.04, 0.002]),
+        ([0.03, 0.03], [0.06, 0.06]),
+    ],
+)
+def test_holm_by_hand(given, corrected):
+    assert holm(given) == pytest.approx(corrected)
 
 
 @pytest.mark.parametrize(("worse", "better"), [(2, 0), (0, 1), (1, 1), (3, 0)])

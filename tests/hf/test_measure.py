@@ -1,13 +1,15 @@
 """A model as a reader: what it reports is what the model computes."""
 
+import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from sparse_attn.evals.reader import Reader
 from sparse_attn.hf import sparsify
 from sparse_attn.hf.measure import HfReader
 from sparse_attn.hf.prefill import prefill
-from sparse_attn.patterns import Full, Sinks, Window
+from sparse_attn.patterns import Full, Sinks, Window, parse
 
 from ..tiny_model import tiny_model, tiny_tokenizer
 
@@ -75,7 +77,48 @@ def test_cost_is_the_patterns_arithmetic(reader):
     assert cost.cache_bytes == (8 + 2 + 8 + 50 + 50) * (2 * 2 * 8 * 4)
 
 
+def test_cost_of_a_choice_is_what_it_spent(reader):
+    pattern = "window(4) | coverblocks(0.5, 4, 4, 2)"
+    row = [pattern, None, pattern, None]
+    full = Full().pairs(len(PROMPT))
+    assert reader.cost(row, len(PROMPT)).kept_pairs == 4 * full  # the most that there can be
+    reader.attend(row)
+    reader.read(PROMPT)
+    once = reader.cost(row, len(PROMPT)).kept_pairs
+    assert 2 * full + 2 * Window(4).pairs(len(PROMPT)) < once < 4 * full
+    reader.read_many([PROMPT, PROMPT])
+    assert reader.cost(row, len(PROMPT)).kept_pairs == once
+
+
+@pytest.mark.parametrize(
+    "patterns", [[None] * 3, ["window(11) | sinks(2)"] * 3, [None, "window(3)", "sinks(2) | window(2)"]]
+)
+def test_a_models_own_windows_stay_in_force(family, patterns):
+    """Against masks, cut by hand: a layer of the model's own window keeps no pair outside it, also where it is dense."""
+    n = 40
+    i, j = np.ogrid[:n, :n]
+    pairs = 0
+    for pattern, window in zip(patterns, family.windows, strict=True):
+        mask = (Full() if pattern is None else parse(pattern)).mask(n)
+        pairs += int((mask & (i - j < (window or n))).sum())
+    cost = HfReader(family.model, tiny_tokenizer()).cost(patterns, n)
+    assert (cost.kept_pairs, cost.dense_pairs) == (pairs, 3 * n * (n + 1) // 2)
+
+
+def test_what_the_tokenizer_puts_first_begins_raw_prompts():
+    tokenizer = tiny_tokenizer(template=None)
+    assert HfReader(tiny_model(), tokenizer, raw=True).chat_frame() == ("", "\n\nAnswer:")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<user> $A <end>", special_tokens=[("<user>", 2), ("<end>", 1)]
+    )
+    reader = HfReader(tiny_model(), tokenizer, raw=True)
+    assert reader.beginning() == [2]
+    before, after = reader.chat_frame()
+    assert (reader.encode(before), after) == ([2], "\n\nAnswer:")
+
+
 def test_text_side(reader):
+    assert reader.beginning() == []
     assert reader.tokenizer.decode(reader.encode("grüße")) == "grüße"
     assert reader.chat_frame() == ("<user>", "<end><model>")
     assert (reader.layers, reader.context) == (4, 1024)

@@ -17,11 +17,37 @@ def compile_for(*options: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+WALKS = ("forward", "backward_keys", "backward_queries")
+REST = ("backward_rows", "backward_columns", "backward_extra")
+CHOSEN = (
+    "settle",
+    "select",
+    "merge",
+    "mark",
+    "list",
+    "forward_tiles",
+    "forward_blocks",
+    "merge_slots",
+    "backward_blocks",
+)
+
+
 def test_the_usual_shape_on_ampere_and_hopper() -> None:
     usual = ("--head-dims", "128", "--dtypes", "bf16", "--jobs", "2")
-    compile_for("--capabilities", "8.6", "9.0", "--parts", "union", *usual)
-    walks = ("forward", "backward_keys", "backward_queries")
-    compile_for("--capabilities", "9.0", "--parts", "dilated", "--kernels", *walks, *usual)
+    compile_for("--capabilities", "8.6", "9.0", "--parts", "union", "--kernels", *WALKS, *REST, *usual)
+    compile_for("--capabilities", "9.0", "--parts", "dilated", "--kernels", *WALKS, *usual)
+    compile_for("--capabilities", "9.0", "--parts", "window", "--kernels", "forward_tiles", "backward_blocks", *usual)
+
+
+@pytest.mark.slow
+def test_chosen_blocks_on_every_generation() -> None:
+    usual = ("--head-dims", "128", "--dtypes", "bf16", "--packed", "--jobs", "2")
+    compile_for("--capabilities", "8.0", "9.0", "10.0", "--kernels", *CHOSEN, *usual)
+
+
+def test_anchors_on_hopper() -> None:
+    anchors = ("pool", "scan", "backward_scan", "backward_pool")
+    compile_for("--capabilities", "9.0", "--head-dims", "128", "--dtypes", "bf16", "--kernels", *anchors)
 
 
 @pytest.mark.slow

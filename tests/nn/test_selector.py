@@ -88,9 +88,10 @@ def test_gradients_reach_the_selector() -> None:
 
     with torch.no_grad():
         selector.pooling.normal_()
-    assert torch.autograd.gradcheck(call, [*leaves, *parameters])
+    assert torch.autograd.gradcheck(call, [*leaves, *parameters], fast_mode=True)
 
 
+@pytest.mark.slow
 def test_training_turns_the_choice_to_the_block_that_matters() -> None:
     """The value that is asked for lies in a block far behind that only its key tells apart: the choice has to learn it."""
     torch.manual_seed(1)

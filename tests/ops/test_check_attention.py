@@ -47,13 +47,19 @@ WRONG = {
     "causal": ({"causal": "no"}, "causal must be True or False, got 'no'"),
     "implementations": ({"implementation": ["cpu"]}, "implementation must be None or one of"),
     "implementation": ({"implementation": "fast"}, "implementation must be None or one of .*, got 'fast'"),
-    "anchors": ({"pattern": Window(4) | Anchors(4)}, r"extra_k is missing: a pattern with anchors\(4\) needs"),
+    "anchors": (
+        {"pattern": Window(4) | Anchors(4)},
+        "extra_k is missing: a pattern with anchors needs its 4 ",
+    ),
     "two anchors": (
         {"pattern": Anchors(4) | Anchors(5)},
-        r"at most one Anchors term, got anchors\(4\) and anchors\(5\)",
+        r"at most one term of summary keys, got anchors\(4\) and anchors\(5\)",
     ),
-    "anchors per head": ({"pattern": [Anchors(4), Window(4)]}, "the same Anchors term, and at most one"),
-    "no anchors": ({"extra_k": torch.randn(2, 1, 4, 2, 16)}, "extra_k was given, but the pattern has no Anchors term"),
+    "anchors per head": ({"pattern": [Anchors(4), Window(4)]}, "the same term of summary keys, and at most one"),
+    "no anchors": (
+        {"extra_k": torch.randn(2, 1, 4, 2, 16)},
+        "extra_k was given, but the pattern has no Anchors or",
+    ),
     "extra shape": (
         {"pattern": Anchors(4), "extra_k": torch.randn(2, 1, 3, 2, 16), "extra_v": torch.randn(2, 1, 4, 2, 16)},
         r"extra_k must have shape \(2, 1, 4, 2, 16\) .* got \(2, 1, 3, 2, 16\)",

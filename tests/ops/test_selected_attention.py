@@ -88,7 +88,7 @@ def test_named_shapes(case: Case, implementation: str) -> None:
     judge_attention(case.inputs(), parse(case.pattern), implementation=implementation, **options)
 
 
-@settings(max_examples=20)
+@settings(max_examples=15)
 @given(patterns(), st.data())
 def test_chosen_blocks_beside_any_pattern(static: Pattern, data: st.DataObject) -> None:
     n_keys = data.draw(st.integers(1, 60), label="S")
@@ -102,7 +102,7 @@ def test_chosen_blocks_beside_any_pattern(static: Pattern, data: st.DataObject) 
     judge_attention(case.inputs(), pattern, causal=causal, implementation="cpu", selected=case.selected())
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(packed(), st.booleans(), st.booleans())
 def test_packed_documents(bounds: tuple[list[int], list[int]], causal: bool, with_anchors: bool) -> None:
     q_bounds, k_bounds = bounds
@@ -154,7 +154,7 @@ def test_gradients_against_finite_differences() -> None:
         def call(q: Tensor, k: Tensor, v: Tensor, case: Case = case, selected: Tensor = selected) -> Any:
             return attention(q, k, v, parse(case.pattern), selected=selected, return_lse=True)
 
-        assert torch.autograd.gradcheck(call, leaves)
+        assert torch.autograd.gradcheck(call, leaves, fast_mode=True)
 
 
 def test_gradients_repeat_to_the_bit() -> None:
@@ -167,7 +167,7 @@ def test_gradients_repeat_to_the_bit() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
-@pytest.mark.parametrize("implementation", ["cpu", "reference"])
+@pytest.mark.parametrize("implementation", ["cpu", pytest.param("reference", marks=pytest.mark.slow)])
 def test_a_later_token_changes_nothing_before_it(implementation: str) -> None:
     """In the parallel form, in chunks and token by token, choosing by itself, exactly."""
     pattern = Window(3) | Sinks(1) | TopBlocks(2, 4)

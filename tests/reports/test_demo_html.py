@@ -43,6 +43,14 @@ def result():
     return DemoResult(about={"model": EVIL, "text": "a book", "date": "today"}, rows=ROWS, cells=cells)
 
 
+def test_a_row_that_was_not_read_at_every_length(result):
+    cells = [one for one in result.cells if (one["row"], one["length"]) != ("mapping", 1024)]
+    part = DemoResult(result.about, result.rows, cells)
+    assert "“mapping”, found 2 of 3: at 2,048 tokens" in summary(part)
+    assert [len(length_table(part, length).rows) for length in part.lengths] == [2, 3]
+    assert render(part, PICTURES, picture_tokens=2048).count("<td><i class") == 5
+
+
 @pytest.fixture(scope="module")
 def text(result):
     return render(result, PICTURES, picture_tokens=2048)

@@ -25,13 +25,16 @@ class TextPiece:
 def text_piece(corpus: Corpus, length: int, number: int, *, seed: int = 0) -> TextPiece:
     """The text from a drawn paragraph on, exactly `length` tokens, without a question or a chat template.
 
+    What the tokenizer puts before any text (a mark of its beginning, if it has one) is among them.
+
     Raises:
         ValueError: the text is shorter, or the length is below two bins.
     """
     if length < 2 * FIRST:
         raise ValueError(f"length of {NAME} must be at least {2 * FIRST}, got {length}")
     start = Draws(NAME, seed, length, number).below(len(corpus.text))
-    tokens = [token for paragraph in corpus.from_paragraph(start, length) for token in paragraph]
+    passage = corpus.from_paragraph(start, length)
+    tokens = [*corpus.side.beginning(), *(token for paragraph in passage for token in paragraph)]
     if len(tokens) < length:
         raise ValueError(f"the text has {len(tokens):,} tokens, but a piece of {length:,} is asked for")
     return TextPiece(length, number, tuple(tokens[:length]), position_bins(length))

@@ -93,8 +93,8 @@ def backward_extra(
     n_kv_heads = keys.shape[2]
     tile = backward_keys_tile(capability, head_dim, q.dtype)
     use_tma = can_use_tma(capability, where, where.main, q, d_out)
-    n_extra = keys.shape[1] // where.anchors.r
-    parts = -(-where.anchors.r // tile.n)
+    n_extra = keys.shape[1] // where.anchors.extra_keys
+    parts = -(-where.anchors.extra_keys // tile.n)
     backward_extra_kernel[(n_extra * parts * n_kv_heads * batch,)](
         tile_source(q, tile.m, use_tma), keys, values, tile_source(d_out, tile.m, use_tma),
         gradients.lse2, gradients.delta, d_keys, d_values,
@@ -106,7 +106,7 @@ def backward_extra(
         stride_db=d_out.stride(0), stride_dt=d_out.stride(1), stride_dh=d_out.stride(2),
         stride_gb=d_keys.stride(0), stride_gt=d_keys.stride(1), stride_gh=d_keys.stride(2),
         stride_row=gradients.lse2.stride(1), scale=scale, scale2=scale * LOG2_E,
-        extra_block=where.anchors.block, EXTRA=where.anchors.r,
+        extra_block=where.anchors.block, EXTRA=where.anchors.extra_keys,
         PACKED=where.packed, GROUP=n_heads // n_kv_heads, D=head_dim, BLOCK_D=padded_head_dim(head_dim),
         BLOCK_M=tile.m, BLOCK_N=tile.n, USE_TMA=use_tma, PRECISION=precision(q.dtype),
         num_warps=tile.warps, num_stages=tile.stages,

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...patterns import Anchors, Layout, Pattern
+from ...patterns import Layout, Pattern
 from ...patterns.documents import Document, check_examples, split_documents
 from ...patterns.layout import Cut, Groups
 from ...patterns.parts import DilatedPass, Interval
+from ...patterns.terms import Summaries
 from . import tables
 from .tiles import FAR
 
@@ -72,7 +73,7 @@ class Geometry:
     list_block: int
     few_columns: int
     uncut: bool
-    anchors: Anchors | None
+    anchors: Summaries | None
     parameters: tuple[int, ...]
     groups: Groups
     _made: dict[Any, Any] = field(default_factory=dict)

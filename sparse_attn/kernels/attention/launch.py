@@ -140,11 +140,11 @@ def _extra(inputs: Inputs, where: Geometry, walk: Walk, tile: Tile, capability: 
     keys, values = inputs.extra_k, inputs.extra_v
     if keys is None or values is None or where.anchors is None:
         return {}
-    block = _tile_of(where.anchors.r, tile.n)
+    block = _tile_of(where.anchors.extra_keys, tile.n)
     use_tma = can_use_tma(capability, where, walk, keys, values)
     return {
         "extra_k": tile_source(keys, block, use_tma), "extra_v": tile_source(values, block, use_tma),
         "stride_eb": keys.stride(0), "stride_et": keys.stride(1), "stride_eh": keys.stride(2),
-        "extra_block": where.anchors.block, "EXTRA": where.anchors.r,
+        "extra_block": where.anchors.block, "EXTRA": where.anchors.extra_keys,
         "BLOCK_E": block, "EXTRA_TMA": use_tma,
     }  # fmt: skip

@@ -267,10 +267,15 @@ def _by_heads(
         count = len(list(run))
         heads = slice(head, head + count) if "\n" in patterns else slice(0, k.shape[2])
         where = geometry(pattern, q.shape[1], k.shape[1], causal, *bounds)
-        if q.is_cuda and torch.cuda.is_current_stream_capturing() and where not in _CAPTURED:
-            _CAPTURED.append(where)
+        keep_if_captured(where, q)
         yield heads, where
         head += count
+
+
+def keep_if_captured(where: Geometry, q: Tensor) -> None:
+    """Keep a geometry, and the tables that it has made, where a CUDA graph is being captured."""
+    if q.is_cuda and torch.cuda.is_current_stream_capturing() and where not in _CAPTURED:
+        _CAPTURED.append(where)
 
 
 @lru_cache(maxsize=64)

@@ -47,19 +47,25 @@ def backward_blocks_kernel(
         if PACKED:
             document, number = tl.load(block_table + 2 * block), tl.load(block_table + 2 * block + 1)
         k_start, own_keys, _, shift = document_of(documents, document, offset, n_keys, PACKED)
-        n = tl.arange(0, BLOCK_N)
         d = tl.arange(0, BLOCK_D)
-        m = tl.arange(0, BLOCK_M)
         start = number * SIZE
-        j = start + n
-        key_inside = (n < SIZE) & (j < own_keys)
-        k_tile = load_rows(head_rows(k, choice, stride_kh, False), k_start + j, key_inside, stride_kt, D, BLOCK_D)
-        v_tile = load_rows(head_rows(v, choice, stride_vh, False), k_start + j, key_inside, stride_vt, D, BLOCK_D)
-        dk_acc = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-        dv_acc = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+        block_stop = tl.minimum(start + SIZE, own_keys)
+        j = start + tl.arange(0, BLOCK_N)
+        k_tile = load_rows(head_rows(k, choice, stride_kh, False), k_start + j, j < block_stop, stride_kt, D, BLOCK_D)
+        v_tile = load_rows(head_rows(v, choice, stride_vh, False), k_start + j, j < block_stop, stride_vt, D, BLOCK_D)
+
+        # Entries are in the order of their queries: the first and the last bound the others.
+        lowest = first + (tl.load(entries + begin) >> SLOT_BITS) - shift
+        highest = first + (tl.load(entries + end - 1) >> SLOT_BITS) - shift
+        free = seen_whole(
+            start, lowest, highest, own_keys, block_flags, block, left, right, parameters,
+            SIZE, BLOCK_N, CAUSAL, HAS_INTERVAL, CHUNKS, COLUMNS, ALWAYS,
+        )  # fmt: skip
+        m = tl.arange(0, BLOCK_M)
         own_head = m % HEADS
         head = choice * heads + own_head
-        behind_rows = parameters + 3 * CHUNKS + 2 * ROWS
+        dk_acc = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+        dv_acc = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
         for chunk in tl.range(begin, end, BLOCK_M // HEADS):
             nth = chunk + m // HEADS
             inside = (nth < end) & (own_head < heads)
@@ -76,25 +82,19 @@ def backward_blocks_kernel(
             lse_row = tl.load(lse2 + number_at, mask=inside, other=float("inf"))  # weight 0 past the end
             delta_row = tl.load(delta + number_at, mask=inside, other=0.0)
             often_at = slot_of(rows, slot, choice, query_tiles, inside, n_choices, SLOTS, BY_TILE)
-            lse_row -= tl.log2(tl.load(times + often_at, mask=inside, other=1).to(tl.float32))
+            lse_row -= tl.log2(
+                tl.load(times + often_at, mask=inside, other=1).to(tl.float32)
+            )  # named twice: counts twice
             logits = tl.dot(k_tile, tl.trans(queries), input_precision=PRECISION) * scale2 - lse_row[None, :]
-
-            # Entries are in the order of their queries: the first and the last bound the others.
-            lowest = first + (tl.load(entries + chunk) >> SLOT_BITS) - shift
-            highest = first + (tl.load(entries + tl.minimum(chunk + BLOCK_M // HEADS, end) - 1) >> SLOT_BITS) - shift
-            free = seen_whole(
-                start, lowest, highest, own_keys, block_flags, block, left, right, parameters,
-                SIZE, BLOCK_N, CAUSAL, HAS_INTERVAL, CHUNKS, COLUMNS, ALWAYS,
-            )  # fmt: skip
             if free == 0:
                 i = rows - shift
                 low, high = row_bounds(
                     i, own_keys, left, right, parameters, row_bits, rows, inside, HAS_INTERVAL, CHUNKS, ROWS
                 )
                 keep = kept_keys(
-                    i[None, :], low[None, :], high[None, :], inside[None, :], j[:, None], key_inside[:, None],
+                    i[None, :], low[None, :], high[None, :], inside[None, :], j[:, None], (j < block_stop)[:, None],
                     k_start + j[:, None], document, limit_left, limit_right,
-                    key_bits, n_documents, list_rows, list_begins, list_entries, behind_rows,
+                    key_bits, n_documents, list_rows, list_begins, list_entries, parameters + 3 * CHUNKS + 2 * ROWS,
                     CAUSAL, LIMITED, COLUMNS, LISTS, PASSES, UNCUT,
                 )  # fmt: skip
                 # Hidden before the power is taken: a row without keys has LSE -inf, and 2^inf times 0 is NaN.
@@ -109,7 +109,7 @@ def backward_blocks_kernel(
             tl.store(slot_dq + (to * D)[:, None] + d[None, :], share.to(slot_dq.dtype.element_ty), mask=there)
 
         # Added to what earlier spans have left.
-        stored = key_inside[:, None] & (d < D)[None, :]
+        stored = (j < block_stop)[:, None] & (d < D)[None, :]
         at = (((k_start + j).to(tl.int64) * n_choices + choice) * D)[:, None] + d[None, :]
         tl.store(dk + at, tl.load(dk + at, mask=stored, other=0.0) + dk_acc * scale, mask=stored)
         tl.store(dv + at, tl.load(dv + at, mask=stored, other=0.0) + dv_acc, mask=stored)

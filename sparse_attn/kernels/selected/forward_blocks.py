@@ -33,6 +33,61 @@ LEAST_SPAN = 64  # queries that are taken together all the same
 ITEM = 256  # entries of a list that one program takes
 
 
+@triton.jit
+def attend_entries(
+    q, slot_out, slot_lse, entries, times, query_tiles, k_tile, v_tile, begin, end, start, block_stop, choice,
+    stride_qt, stride_qh, first, shift, own_keys, k_start, document, n_choices, heads, scale, n_documents,
+    left, right, limit_left, limit_right, parameters, row_bits, key_bits, list_rows, list_begins, list_entries,
+    MASKED: tl.constexpr, HAS_INTERVAL: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    LISTS: tl.constexpr, UNCUT: tl.constexpr, PASSES: tl.constexpr, LIMITED: tl.constexpr, CAUSAL: tl.constexpr,
+    BLOCK_N: tl.constexpr, SLOTS: tl.constexpr, SLOT_BITS: tl.constexpr, HEADS: tl.constexpr, BLOCK_M: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, NEGATE: tl.constexpr, BY_TILE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Attend from the queries of the entries begin .. end to the block's keys, start .. block_stop."""
+    d = tl.arange(0, BLOCK_D)
+    m = tl.arange(0, BLOCK_M)
+    j = start + tl.arange(0, BLOCK_N)
+    own_head = m % HEADS
+    head = choice * heads + own_head
+    for chunk in tl.range(begin, end, BLOCK_M // HEADS):
+        nth = chunk + m // HEADS
+        inside = (nth < end) & (own_head < heads)
+        entry = tl.load(entries + nth, mask=nth < end, other=0)
+        query, slot = entry >> SLOT_BITS, entry & ((1 << SLOT_BITS) - 1)
+        rows = first + query
+        q_at = q + (rows.to(tl.int64) * stride_qt + head * stride_qh)[:, None] + d[None, :]
+        queries = tl.load(q_at, mask=inside[:, None] & (d < D)[None, :], other=0.0)
+        if NEGATE:
+            queries = -queries
+        logits = tl.dot(queries, tl.trans(k_tile), input_precision=PRECISION) * scale
+        if MASKED:
+            i = rows - shift
+            low, high = row_bounds(
+                i, own_keys, left, right, parameters, row_bits, rows, inside, HAS_INTERVAL, CHUNKS, ROWS
+            )
+            keep = kept_keys(
+                i[:, None], low[:, None], high[:, None], inside[:, None], j[None, :], (j < block_stop)[None, :],
+                k_start + j[None, :], document, limit_left, limit_right,
+                key_bits, n_documents, list_rows, list_begins, list_entries, parameters + 3 * CHUNKS + 2 * ROWS,
+                CAUSAL, LIMITED, COLUMNS, LISTS, PASSES, UNCUT,
+            )  # fmt: skip
+            logits = tl.where(keep, logits, float("-inf"))
+            top = tl.max(logits, 1)
+            weights = tl.exp2(logits - tl.where(top == float("-inf"), 0.0, top)[:, None])
+        else:
+            top = tl.max(logits, 1)
+            weights = tl.exp2(logits - top[:, None])
+        total = tl.sum(weights, 1)
+        result = tl.dot(weights.to(v_tile.dtype), v_tile, input_precision=PRECISION)
+        result = result / tl.where(total == 0.0, 1.0, total)[:, None]
+        often_at = slot_of(rows, slot, choice, query_tiles, inside, n_choices, SLOTS, BY_TILE)
+        often = tl.load(times + often_at, mask=inside, other=1).to(tl.float32)  # a block named twice counts twice
+        to = ((query.to(tl.int64) * n_choices + choice) * SLOTS + slot) * heads + own_head
+        out_at = slot_out + (to * D)[:, None] + d[None, :]
+        tl.store(out_at, result.to(slot_out.dtype.element_ty), mask=inside[:, None] & (d < D)[None, :])
+        tl.store(slot_lse + to, top + tl.log2(tl.maximum(total, 1.0) * often), mask=inside)
+
+
 @triton.jit(do_not_specialize=["n_rows", "n_keys", "n_documents", "offset", "n_blocks", "first"])
 def forward_blocks_kernel(
     q, k, v, begins, entries, first_items, items, times, query_tiles, slot_out, slot_lse, block_table,
@@ -56,69 +111,45 @@ def forward_blocks_kernel(
         if PACKED:
             document, number = tl.load(block_table + 2 * block), tl.load(block_table + 2 * block + 1)
         k_start, own_keys, _, shift = document_of(documents, document, offset, n_keys, PACKED)
-        n = tl.arange(0, BLOCK_N)
-        d = tl.arange(0, BLOCK_D)
-        m = tl.arange(0, BLOCK_M)
         start = number * SIZE
-        j = start + n
-        key_inside = (n < SIZE) & (j < own_keys)
+        block_stop = tl.minimum(start + SIZE, own_keys)
+        j = start + tl.arange(0, BLOCK_N)
         kv_head = choice * heads // group
-        k_tile = load_rows(head_rows(k, kv_head, stride_kh, False), k_start + j, key_inside, stride_kt, D, BLOCK_D)
-        v_tile = load_rows(head_rows(v, kv_head, stride_vh, False), k_start + j, key_inside, stride_vt, D, BLOCK_D)
-        own_head = m % HEADS
-        head = choice * heads + own_head
-        behind_rows = parameters + 3 * CHUNKS + 2 * ROWS
-        for chunk in tl.range(begin, end, BLOCK_M // HEADS):
-            nth = chunk + m // HEADS
-            inside = (nth < end) & (own_head < heads)
-            entry = tl.load(entries + nth, mask=nth < end, other=0)
-            query, slot = entry >> SLOT_BITS, entry & ((1 << SLOT_BITS) - 1)
-            rows = first + query
-            q_at = q + (rows.to(tl.int64) * stride_qt + head * stride_qh)[:, None] + d[None, :]
-            queries = tl.load(q_at, mask=inside[:, None] & (d < D)[None, :], other=0.0)
-            if NEGATE:
-                queries = -queries
-            logits = tl.dot(queries, tl.trans(k_tile), input_precision=PRECISION) * scale
+        k_tile = load_rows(head_rows(k, kv_head, stride_kh, False), k_start + j, j < block_stop, stride_kt, D, BLOCK_D)
+        v_tile = load_rows(head_rows(v, kv_head, stride_vh, False), k_start + j, j < block_stop, stride_vt, D, BLOCK_D)
 
-            # Entries are in the order of their queries: the first and the last bound the others.
-            lowest = first + (tl.load(entries + chunk) >> SLOT_BITS) - shift
-            highest = first + (tl.load(entries + tl.minimum(chunk + BLOCK_M // HEADS, end) - 1) >> SLOT_BITS) - shift
-            free = seen_whole(
-                start, lowest, highest, own_keys, block_flags, block, left, right, parameters,
-                SIZE, BLOCK_N, CAUSAL, HAS_INTERVAL, CHUNKS, COLUMNS, ALWAYS,
+        # Entries are in the order of their queries: the first and the last bound the others.
+        lowest = first + (tl.load(entries + begin) >> SLOT_BITS) - shift
+        highest = first + (tl.load(entries + end - 1) >> SLOT_BITS) - shift
+        free = seen_whole(
+            start, lowest, highest, own_keys, block_flags, block, left, right, parameters,
+            SIZE, BLOCK_N, CAUSAL, HAS_INTERVAL, CHUNKS, COLUMNS, ALWAYS,
+        )  # fmt: skip
+        if free:
+            attend_entries(
+                q, slot_out, slot_lse, entries, times, query_tiles, k_tile, v_tile, begin, end, start, block_stop, choice,
+                stride_qt, stride_qh, first, shift, own_keys, k_start, document, n_choices, heads, scale, n_documents,
+                left, right, limit_left, limit_right, parameters, row_bits, key_bits, list_rows, list_begins, list_entries,
+                False, HAS_INTERVAL, CHUNKS, ROWS, COLUMNS, LISTS, UNCUT, PASSES, LIMITED, CAUSAL, BLOCK_N, SLOTS, SLOT_BITS,
+                HEADS, BLOCK_M, D, BLOCK_D, NEGATE, BY_TILE, PRECISION,
             )  # fmt: skip
-            if free == 0:
-                i = rows - shift
-                low, high = row_bounds(
-                    i, own_keys, left, right, parameters, row_bits, rows, inside, HAS_INTERVAL, CHUNKS, ROWS
-                )
-                keep = kept_keys(
-                    i[:, None], low[:, None], high[:, None], inside[:, None], j[None, :], key_inside[None, :],
-                    k_start + j[None, :], document, limit_left, limit_right,
-                    key_bits, n_documents, list_rows, list_begins, list_entries, behind_rows,
-                    CAUSAL, LIMITED, COLUMNS, LISTS, PASSES, UNCUT,
-                )  # fmt: skip
-                logits = tl.where(keep, logits, float("-inf"))
-            top = tl.max(logits, 1)
-            weights = tl.exp2(logits - tl.where(top == float("-inf"), 0.0, top)[:, None])
-            total = tl.sum(weights, 1)
-            result = tl.dot(weights.to(v_tile.dtype), v_tile, input_precision=PRECISION)
-            result = result / tl.where(total == 0.0, 1.0, total)[:, None]
-            often_at = slot_of(rows, slot, choice, query_tiles, inside, n_choices, SLOTS, BY_TILE)
-            often = tl.load(times + often_at, mask=inside, other=1).to(tl.float32)
-            to = ((query.to(tl.int64) * n_choices + choice) * SLOTS + slot) * heads + own_head
-            out_at = slot_out + (to * D)[:, None] + d[None, :]
-            tl.store(out_at, result.to(slot_out.dtype.element_ty), mask=inside[:, None] & (d < D)[None, :])
-            tl.store(slot_lse + to, top + tl.log2(tl.maximum(total, 1.0) * often), mask=inside)
+        else:
+            attend_entries(
+                q, slot_out, slot_lse, entries, times, query_tiles, k_tile, v_tile, begin, end, start, block_stop, choice,
+                stride_qt, stride_qh, first, shift, own_keys, k_start, document, n_choices, heads, scale, n_documents,
+                left, right, limit_left, limit_right, parameters, row_bits, key_bits, list_rows, list_begins, list_entries,
+                True, HAS_INTERVAL, CHUNKS, ROWS, COLUMNS, LISTS, UNCUT, PASSES, LIMITED, CAUSAL, BLOCK_N, SLOTS, SLOT_BITS,
+                HEADS, BLOCK_M, D, BLOCK_D, NEGATE, BY_TILE, PRECISION,
+            )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["first"])
 def merge_slots_kernel(
     blocks, query_tiles, slot_out, slot_lse, out, lse, first, n_choices, heads, scale,
     SLOTS: tl.constexpr, BLOCK_S: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    WEIGHTED: tl.constexpr, BY_TILE: tl.constexpr,
+    UNROLL: tl.constexpr, WEIGHTED: tl.constexpr, BY_TILE: tl.constexpr,
 ):  # fmt: skip
-    """Sum what the slots of a query hold, BLOCK_S at a time: weighted by their LSEs, or as it is, times `scale`."""
+    """Sum what the slots of a query hold: weighted by their LSEs, or as it is; times `scale`."""
     choice = tl.program_id(0) % n_choices
     query = tl.program_id(0) // n_choices
     tile = first + query
@@ -129,33 +160,33 @@ def merge_slots_kernel(
     d = tl.arange(0, BLOCK_D)
     entries = blocks + (tile.to(tl.int64) * n_choices + choice) * SLOTS
     at = (query.to(tl.int64) * n_choices + choice) * SLOTS * heads
-    top = tl.full([HEADS], float("-inf"), tl.float32)
-    total = tl.zeros([HEADS], tl.float32)
-    acc = tl.zeros([HEADS, BLOCK_D], tl.float32)
-    for start in tl.range(0, SLOTS, BLOCK_S):
-        slot = start + s
-        live = tl.load(entries + slot, mask=slot < SLOTS, other=-1) >= 0
-        there = live[:, None] & (h < heads)[None, :]
-        row = at + slot[:, None] * heads + h[None, :]
-        part_at = slot_out + (row * D)[:, :, None] + d[None, None, :]
-        part = tl.load(part_at, mask=there[:, :, None] & (d < D)[None, None, :], other=0.0).to(tl.float32)
-        if WEIGHTED:
-            own = tl.load(slot_lse + row, mask=there, other=float("-inf"))
-            new_top = tl.maximum(top, tl.max(own, 0))
-            base = tl.where(new_top == float("-inf"), 0.0, new_top)
-            weights = tl.exp2(own - base[None, :])
-            correction = tl.exp2(top - base)
-            total = total * correction + tl.sum(weights, 0)
-            acc = acc * correction[:, None] + tl.sum(weights[:, :, None] * part, 0)
-            top = new_top
-        else:
-            acc += tl.sum(part, 0)
+    own_head = h < heads
     to = (first + query).to(tl.int64) * n_choices * heads + choice * heads + h
+    base = tl.zeros([HEADS], tl.float32)
     if WEIGHTED:
-        acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-        tl.store(lse + to, (top + tl.log2(tl.maximum(total, 1.0))) * 0.6931471805599453, mask=h < heads)
+        live = (tl.load(entries + s, mask=s < SLOTS, other=-1) >= 0)[:, None] & own_head[None, :]
+        parts = tl.load(slot_lse + at + s[:, None] * heads + h[None, :], mask=live, other=float("-inf"))
+        top = tl.max(parts, 0)
+        total = tl.sum(tl.exp2(parts - tl.where(top == float("-inf"), 0.0, top)[None, :]), 0)
+        base = tl.where(total == 0.0, 0.0, top + tl.log2(total))  # what the slots' weights are relative to
+        tl.store(lse + to, (top + tl.log2(tl.maximum(total, 1.0))) * 0.6931471805599453, mask=own_head)
+
+    # One slot after the other, so that each thread sums numbers of its own; several are on their way at a time.
+    acc = tl.zeros([HEADS, BLOCK_D], tl.float32)
+    for start in tl.range(0, SLOTS, UNROLL):
+        for nth in tl.static_range(UNROLL):
+            slot = start + nth
+            there = (tl.load(entries + slot, mask=slot < SLOTS, other=-1) >= 0) & own_head
+            row = at + slot * heads + h
+            part_at = slot_out + (row * D)[:, None] + d[None, :]
+            part = tl.load(part_at, mask=there[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
+            if WEIGHTED:
+                weight = tl.exp2(tl.load(slot_lse + row, mask=there, other=float("-inf")) - base)
+                acc += weight[:, None] * part
+            else:
+                acc += part
     out_at = out + (to * D)[:, None] + d[None, :]
-    tl.store(out_at, (acc * scale).to(out.dtype.element_ty), mask=(h < heads)[:, None] & (d < D)[None, :])
+    tl.store(out_at, (acc * scale).to(out.dtype.element_ty), mask=own_head[:, None] & (d < D)[None, :])
 
 
 def merge_slots(
@@ -169,9 +200,9 @@ def merge_slots(
     tiles = where.query_tiles(out.device)
     merge_slots_kernel[((stop - first) * n_choices,)](
         settled.blocks, tiles, slot_out, slot_lse, out, lse, first, n_choices, heads, scale,
-        SLOTS=slots, BLOCK_S=max(1, min(triton.next_power_of_2(slots), 4096 // (block_h * block_d))),
-        HEADS=block_h, D=head_dim, BLOCK_D=block_d, WEIGHTED=slot_lse is not None, BY_TILE=tiles is not None,
-        num_warps=merge_warps(head_dim),
+        SLOTS=slots, BLOCK_S=triton.next_power_of_2(slots), HEADS=block_h, D=head_dim, BLOCK_D=block_d,
+        UNROLL=min(8, triton.next_power_of_2(slots)), WEIGHTED=slot_lse is not None, BY_TILE=tiles is not None,
+        num_warps=merge_warps(block_h, block_d),
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from ..attention.registration import (
     capability_of,
     check_served,
     forward_pass,
+    keep_if_captured,
     on_device,
     parsed,
 )
@@ -125,6 +126,8 @@ def _forward(
     whole: bool,
 ) -> tuple[Tensor, Tensor]:
     check_served(q)
+    if not q.numel():
+        return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
     outs, lses = [], []
     with on_device(q):
         for inputs, own, where in _runs(q, k, v, selected, cu_seqlens_q, cu_seqlens_k, patterns, causal):
@@ -179,6 +182,9 @@ def _backward(
     scale: float,
     whole: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    if not q.numel():
+        zeros = [q.new_zeros(0 if x is None or not whole else x.shape) for x in (extra_k, extra_v)]
+        return torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v), zeros[0], zeros[1]
     found: list[tuple[Tensor, ...]] = []
     group = q.shape[2] // k.shape[2]
     with on_device(q):
@@ -302,6 +308,7 @@ def _runs(
             ends.append(ends[-1] + count)
     for (pattern, _), (begin, end) in zip(runs, pairwise(ends), strict=True):
         where = places(pattern, batch * n_queries, batch * n_keys, causal, *bounds, selected.shape[3], most)
+        keep_if_captured(where.where, q)
         if where.n_tiles != len(chosen):
             raise ValueError(
                 f"selected must have {where.n_tiles // max(batch, 1)} rows for {pattern!r}, got {len(chosen) // max(batch, 1)}"

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MOST_BLOCKS = 1 << 15  # blocks of a row that registers hold
+MOST_BLOCKS = 1 << 12  # blocks of a row that registers hold; compiling for more takes minutes
 SCORES = 1 << 26  # scores that are held at once
 
 
@@ -40,10 +40,18 @@ def select_kernel(
     order = tl.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
     order = tl.where(allowed, order, lowest)
 
-    # lo: at least `wanted` at or above; hi: fewer.
-    count = tl.sum(allowed.to(tl.int32), 1)
-    wanted = tl.minimum(count, width)
+    # lo: at least `wanted` at or above; hi: fewer. Every BLOCK_K-th block makes a group, and as many groups as are wanted, and
+    # more, have a score as high as the lowest of their best ones.
+    wanted = tl.minimum(tl.sum(allowed.to(tl.int32), 1), width)
     lo = tl.min(tl.where(allowed, order, 2147483647), 1)
+    if BLOCK_K < BLOCK_B:
+        part = tl.arange(0, BLOCK_B // BLOCK_K)[None, :, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, None, :]
+        there = (part >= first[:, None, None]) & (part < tl.minimum(stop, n_blocks)[:, None, None])
+        there = there & ((part < out_first[:, None, None]) | (part >= out_stop[:, None, None]))
+        again = tl.load(scores + (rows.to(tl.int64) * n_blocks)[:, None, None] + part, mask=there, other=float("-inf"))
+        bound = tl.min(tl.max(tl.where(again == again, again, float("-inf")), 1), 1).to(tl.int32, bitcast=True)
+        lo = tl.maximum(lo, tl.where(bound < 0, -(bound & 0x7FFFFFFF), bound))
+    count = tl.sum(((order >= lo[:, None]) & allowed).to(tl.int32), 1)
     hi = tl.max(order, 1) + 1
     middle = (lo & hi) + ((lo ^ hi) >> 1)  # their mean, rounded down, without overflow
     active = (count > wanted) & (middle != lo)
@@ -109,7 +117,7 @@ def best_blocks(scores: Tensor, ranges: Tensor, width: int) -> Tensor:
     n_rows = batch * n_heads * n_tiles
     if n_rows and width:
         block_b = max(32, triton.next_power_of_2(n_blocks))
-        rows, warps = max(1, min(32, 2048 // block_b)), max(1, min(16, block_b // 2048))
+        rows, warps = max(1, min(32, 1024 // block_b)), max(1, min(16, block_b // 1024))
         select_kernel[(triton.cdiv(n_rows, rows),)](
             scores.contiguous(), ranges.contiguous(), chosen, n_rows, n_tiles, n_blocks, n_heads, width,
             ONE_RANGE=ranges.shape[0] == 1, BLOCK_R=rows, BLOCK_B=block_b,

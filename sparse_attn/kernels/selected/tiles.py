@@ -45,8 +45,9 @@ def block_tile(capability: Capability, head_dim: int, dtype: torch.dtype) -> Til
     keys = most_keys(capability, head_dim, dtype)
     if dtype == torch.float32:
         return Tile(16 if block_d == 256 else 32, keys, 4, 1)
-    stages = 2 if block_d <= 128 or capability[0] >= 9 else 1
-    return Tile(64, keys, 4, 3 if capability[0] == 9 and block_d <= 128 else stages)
+    # Nothing is loaded ahead on Hopper: more programs at a time wait for each other's rows (benchmarks/NOTES.md).
+    few = capability[0] == 9 if block_d <= 128 else capability[0] == 8
+    return Tile(64, keys, 4, 1 if few else 2)
 
 
 def block_gradient_tile(capability: Capability, head_dim: int, dtype: torch.dtype) -> Tile:
@@ -56,10 +57,10 @@ def block_gradient_tile(capability: Capability, head_dim: int, dtype: torch.dtyp
     if dtype == torch.float32:
         return Tile(16 if block_d == 256 else 32, keys, 4, 1)
     if capability[0] >= 9:
-        return Tile(64, keys, 8, 2 if block_d <= 128 else 1)
+        return Tile(32, keys, 4, 2) if block_d <= 128 else Tile(64, keys, 8, 1)
     return Tile(32 if block_d <= 128 else 16, keys, 8, 1)
 
 
-def merge_warps(head_dim: int) -> int:
-    """Warps of the kernels that sum what a query's slots hold."""
-    return 4 if padded_head_dim(head_dim) >= 128 else 2
+def merge_warps(heads: int, block_d: int) -> int:
+    """Warps of the kernel that sums what a query's slots hold: a thread takes 16 numbers of each."""
+    return max(1, min(8, heads * block_d // 512))

@@ -18,7 +18,7 @@ class SparseAttnLM(HFLM):  # type: ignore[misc]
 
     Args:
         pretrained: A folder with safetensors weights, a .gguf file, or a model id in the local Hugging Face cache; none, or
-            ``default``: SmolLM2-135M-Instruct. Nothing is downloaded.
+            ``default``: SmolLM2-135M-Instruct; ``gemma3-270m``: the optional base model. Nothing is downloaded.
         pattern: What each token may see, e.g. ``window(512) | sinks(4)``; none: dense. A pattern with commas in it cannot be
             written in ``--model_args``, which is split at commas: give a dict there instead.
         full_layers: Numbers of layers that stay dense, with ``+`` between them, e.g. ``0+7+18``.

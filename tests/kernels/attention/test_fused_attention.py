@@ -144,7 +144,7 @@ def test_extra_keys_of_packed_documents() -> None:
     q_bounds, k_bounds = [0, 10, 10, 40], [0, 10, 14, 50]
     rows = sum(-(-(stop - start) // 7) for start, stop in pairwise(k_bounds))
     inputs |= {name: torch.randn(rows, 3, 1, 16, device=DEVICE) for name in ("extra_k", "extra_v")}
-    pattern = parse("window(9) | anchors(3, block=7) | random(1, block=4) | global((0, 5)) | dilated(3, 4)")
+    pattern = parse("window(9) | anchors(3, block=7) | random(1, block=4) | global((0, 5)) | dilated(3, 2)")
     judge_attention(inputs, pattern, implementation="triton", cu_seqlens_q=q_bounds, cu_seqlens_k=k_bounds)
 
 
@@ -179,7 +179,8 @@ def test_parameters_far_beyond_the_sequence() -> None:
         "dilated(4, 3000000000) | random(1, block=16384)",
         "strided(5000000000, offset=4000000000, rows='strided')",
     ):
-        judge_attention(Case(text, T=30, S=30, Hq=1).inputs(), parse(text), implementation="triton")
+        # Each residue of the dilation is a pass of its own: few tokens show what many would.
+        judge_attention(Case(text, T=9, S=9, Hq=1).inputs(), parse(text), implementation="triton")
 
 
 def test_rows_of_extra_keys_are_counted_where_boundaries_are_read_late() -> None:

@@ -229,6 +229,16 @@ def test_what_the_kernels_do_not_serve_is_refused_by_name() -> None:
         fused_selected_attention(**inputs, selected=selected[:, 1:, ::2], patterns=case.pattern, causal=True, scale=1.0)
 
 
+@pytest.mark.parametrize("bounds", [[0], [0, 0]], ids=["no documents", "an empty one"])
+def test_nothing_to_attend_from(bounds: list[int]) -> None:
+    inputs = {name: x[0].requires_grad_() for name, x in inputs_of(Case("", T=0, S=0)).items()}
+    selected = torch.zeros(0, 1, 2, dtype=torch.int32, device=DEVICE)
+    for pattern in (parse("topblocks(2)"), parse("window(3) | topblocks(2)")):
+        out = attention(**inputs, pattern=pattern, selected=selected, cu_seqlens_q=bounds, implementation="triton")
+        out.sum().backward()
+        assert out.shape == (0, 2, 16)
+
+
 @pytest.mark.slow
 def test_the_operators_keep_what_pytorch_asks_of_one() -> None:
     case = Case("window(3) | topblocks(2, block=8)", T=16, S=16)
@@ -265,6 +275,7 @@ def test_gradients_repeat_to_the_bit() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
 def test_known_lengths_wait_for_nothing() -> None:
     case = Case(f"{BIG})", T=3000, S=3000, Hq=8, Hkv=2, D=128)
     leaves = {name: x.requires_grad_() for name, x in inputs_of(case, torch.bfloat16).items()}

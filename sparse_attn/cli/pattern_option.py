@@ -1,0 +1,32 @@
+"""--pattern and --coverage: the text of a pattern, or `auto`."""
+
+from __future__ import annotations
+
+from ..patterns import Pattern, parse
+from ..patterns.covering import auto
+
+NAME = "auto"
+
+
+def read_pattern(text: str, coverage: float | None = None) -> Pattern:
+    """The pattern that a text describes; `auto`: what `sparsify(model, "auto", coverage=coverage)` attends through.
+
+    Raises:
+        ValueError: text that is no pattern, or a coverage outside (0, 1].
+
+    >>> read_pattern("auto", 0.9), read_pattern("window(8)")
+    (window(64) | sinks(64) | coverblocks(0.9), window(8))
+    """
+    if text.strip().lower() != NAME:
+        return parse(text)
+    return auto() if coverage is None else auto(coverage)
+
+
+def check_coverage(texts: list[str], coverage: float | None) -> None:
+    """Refuse --coverage without `auto` among the patterns.
+
+    Raises:
+        ValueError: so.
+    """
+    if coverage is not None and not any(text.strip().lower() == NAME for text in texts):
+        raise ValueError(f"--coverage {coverage} is for --pattern auto, but that was not given")

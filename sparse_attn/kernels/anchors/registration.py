@@ -1,0 +1,108 @@
+"""The kernels of anchors as one step of autograd, which keys and values pass through on their way to attention."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..attention.registration import check_served, on_device
+from ..attention.tiles import row_major
+from .backward_pool import backward_pool
+from .backward_scan import backward_scan
+from .pool import pool
+from .scan import State, scan
+from .spans import spans
+
+
+def fused_anchors(
+    k: Tensor,
+    v: Tensor,
+    queries: Tensor,
+    pooling: Tensor | None,
+    state: tuple[Tensor, Tensor, Tensor, Tensor],
+    *,
+    block: int,
+    scale: float,
+    cu_seqlens: tuple[int, ...] | None = None,
+) -> tuple[Tensor, ...]:
+    """Blocks pooled, and rows of the running softmax over them.
+
+    Args:
+        k, v: ``[B, S, Hkv, D]``; packed documents have B = 1.
+        queries, pooling: ``[Hkv, R, D]``, ``[Hkv, D]`` or None.
+        state: Before the first block of each example or document: top, total ``[n, R, Hkv]`` and sums of keys and of values
+            ``[n, R, Hkv, D]``, float32.
+
+    Returns:
+        k, v (to be used from here on, so that their gradients are added up in one pass), summary keys and values
+        ``[B, N, R, Hkv, D]``, and the four tensors of the state after the last block.
+
+    Raises:
+        NotImplementedError: dtype, head dim, device or GPU that the kernels do not serve.
+    """
+    check_served(k)
+    top, total, key_sums, value_sums = state
+    found = _FusedAnchors.apply(k, v, queries, pooling, top, total, key_sums, value_sums, block, scale, cu_seqlens)
+    return found  # type: ignore[no-any-return]
+
+
+class _FusedAnchors(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, k: Tensor, v: Tensor, queries: Tensor, pooling: Tensor | None, *rest: Any) -> Any:  # type: ignore[override]
+        top, total, key_sums, value_sums, block, scale, cu_seqlens = rest
+        where = spans(k.shape[0], k.shape[1], block, cu_seqlens, k.device)
+        own_k, own_v = row_major(k), row_major(v)
+        own_queries = queries.contiguous()
+        own_pooling = None if pooling is None else pooling.contiguous()
+        before = State(top.contiguous(), total.contiguous(), torch.stack([key_sums, value_sums]))
+        with on_device(k):
+            pooled, logits, log_sums = pool(own_k, own_v, own_pooling, own_queries, where, scale)
+            summaries, log_totals, after = scan(pooled, logits, before, where)
+        ctx.save_for_backward(
+            own_k, own_v, own_queries, own_pooling, pooled, logits, log_sums, summaries, log_totals, *before, *after
+        )
+        ctx.where, ctx.scale, ctx.dtypes = where, scale, (queries.dtype, None if pooling is None else pooling.dtype)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(after.top)
+        return k, v, summaries[0], summaries[1], after.top, after.total, after.sums[0], after.sums[1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        given_k, given_v, d_rows_k, d_rows_v, _, d_total, d_key_sums, d_value_sums = gradients
+        k, v, queries, pooling, pooled, logits, log_sums, summaries, log_totals, *states = ctx.saved_tensors
+        before, after = State(*states[:3]), State(*states[3:])
+        d_rows = tuple(_dense(x, summaries[0]) for x in (d_rows_k, d_rows_v))
+        d_sums = torch.stack([_dense(x, after.sums[0]) for x in (d_key_sums, d_value_sums)])
+        with on_device(k):
+            found = backward_scan(
+                pooled, logits, queries, summaries, log_totals, before, after,
+                (d_rows[0], d_rows[1]), (_dense(d_total, after.total), d_sums), ctx.where, ctx.scale,
+            )  # fmt: skip
+            given = None
+            if given_k is not None or given_v is not None:
+                given = row_major(_dense(given_k, k)), row_major(_dense(given_v, v))
+            dk, dv, d_pooling = backward_pool(
+                k, v, pooling, pooled, log_sums, found.parts, given, ctx.where, ctx.scale
+            )  # fmt: skip
+        return (
+            dk,
+            dv,
+            found.queries.sum(0).to(ctx.dtypes[0]),
+            None if d_pooling is None else d_pooling.sum(0).to(ctx.dtypes[1]),
+            None,
+            found.total,
+            found.sums[0],
+            found.sums[1],
+            None,
+            None,
+            None,
+        )
+
+
+def _dense(gradient: Tensor | None, like: Tensor) -> Tensor:
+    """A gradient in rows as the kernels read them; zeros where there is none."""
+    if gradient is None:
+        return torch.zeros_like(like, memory_format=torch.contiguous_format)
+    return gradient.contiguous()
