@@ -87,9 +87,9 @@ def select_blocks(
     bounds = [b.tolist() if isinstance(b, Tensor) else b for b in (call.cu_seqlens_q, call.cu_seqlens_k)]
     if compressed is not None:
         compressed = _check_compressed(compressed, k, call.choice, call.k.shape[1], bounds[1], score)
-    sign = (scale > 0) - (scale < 0)
+    plain = isinstance(call.choice.term, TopBlocks) and scale > 0  # the size of the scale bears on no order
     selected = choose_blocks(
-        call.q if sign > 0 else call.q * sign,
+        call.q if plain else call.q * scale,
         call.k,
         call.patterns,
         causal=causal,

@@ -62,11 +62,12 @@ def test_the_future_changes_nothing_in_any_form() -> None:
     layer = make_layer(PATTERNS[1]).float()
     x = torch.randn(2, 14, 32)
     forms = [layer, lambda y: steps(layer, y, [1] * 14), lambda y: steps(layer, y, [9, *[1] * 5])]
-    for t in (8, 13):
-        changed = torch.cat([x[:, :t], 10 * torch.randn_like(x[:, t:])], 1)
-        for form in forms:
-            assert torch.equal(form(x)[:, :t], form(changed)[:, :t])
-            assert not torch.equal(form(x)[:, t], form(changed)[:, t])
+    t = 9
+    changed = torch.cat([x[:, :t], 10 * torch.randn_like(x[:, t:])], 1)
+    for form in forms:
+        before, after = form(x), form(changed)
+        assert torch.equal(before[:, :t], after[:, :t])
+        assert not torch.equal(before[:, t], after[:, t])
 
 
 def test_gradients_reach_the_selector() -> None:
