@@ -24,6 +24,7 @@ class Recipe:
         final: What is left of the rate at the end.
         weight_decay: Of every weight of two axes or more.
         clip: Norm that gradients are cut to.
+        quick: Multiplies the rate of the parameters that `Trainer` is told are quick.
         autocast: dtype of matrix products; None: the weights' own.
     """
 
@@ -34,6 +35,7 @@ class Recipe:
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.98)
     clip: float = 1.0
+    quick: float = 1.0
     autocast: torch.dtype | None = None
 
     def share(self, step: Tensor) -> Tensor:
@@ -56,6 +58,8 @@ class Trainer:
         tasks: Each with its batch size.
         order: Which task each step takes, over and over; one after the other if None.
         recipe: How it learns.
+        quick: Parts of parameters' names: those learn at `recipe.quick` times the rate, such as parts that start from nothing
+            in a model that is otherwise trained.
         seed: Of the data. Runs of equal seed, steps and device repeat.
         capture: Use CUDA graphs where there is a GPU.
 
@@ -70,6 +74,7 @@ class Trainer:
         recipe: Recipe,
         *,
         order: Sequence[int] | None = None,
+        quick: Sequence[str] = (),
         seed: int = 0,
         capture: bool = True,
     ) -> None:
@@ -84,11 +89,21 @@ class Trainer:
         self.count = torch.zeros((), device=device)
         self.rate = torch.zeros((), device=device)
         self.losses = torch.full((recipe.steps,), math.nan, device=device)
-        decayed = [p for p in model.parameters() if p.ndim >= 2]
-        others = [p for p in model.parameters() if p.ndim < 2]
-        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.quick_rate = torch.zeros((), device=device)
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            kind = any(part in name for part in quick), parameter.ndim >= 2
+            groups.setdefault(kind, []).append(parameter)
         self.optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
+            [
+                {
+                    "params": params,
+                    "lr": self._rate_of(fast),
+                    "weight_decay": recipe.weight_decay * decayed,
+                    "quick": fast,
+                }
+                for (fast, decayed), params in sorted(groups.items())
+            ],
             lr=self.rate,
             betas=recipe.betas,
             fused=self.on_gpu or None,
@@ -116,6 +131,9 @@ class Trainer:
                 self._warm[task] = self._warm.get(task, 0) + 1
         self.done += 1
 
+    def _rate_of(self, quick: bool) -> Tensor:
+        return self.quick_rate if quick else self.rate
+
     def _captured(self, task: int) -> Any:
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.generator)
@@ -129,6 +147,7 @@ class Trainer:
         drawn, examples = self.tasks[task]
         batch = drawn.draw(examples, self.generator)
         self.rate.copy_(self.recipe.rate * self.recipe.share(self.count))
+        self.quick_rate.copy_(self.rate * self.recipe.quick)
         self.optimizer.zero_grad(set_to_none=True)
         dtype = self.recipe.autocast
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None, cache_enabled=False):
@@ -172,7 +191,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate
+            group["lr"] = self._rate_of(group["quick"])
         self.generator.set_state(state["generator"].cpu())
         self.losses.copy_(state["losses"])
         self.done = state["done"]

@@ -98,6 +98,20 @@ def test_first_step_is_that_of_adamw_with_clipped_gradients() -> None:
         torch.testing.assert_close(p.detach(), expected, rtol=1e-3, atol=2e-5)
 
 
+def test_quick_parameters_learn_at_a_multiple_of_the_rate() -> None:
+    def moved(quick: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = LanguageModel(64, 16, [GatedConvolution(16)], kernel=0, deviation=0.1)
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        recipe = Recipe(10, 1e-3, warmup=1, weight_decay=0.0, quick=5.0)
+        Trainer(model, [(TASK, 8)], recipe, quick=quick).step()
+        return {name: p.detach() - before[name] for name, p in model.named_parameters()}
+
+    plain, quick = moved(()), moved((".mixer.",))
+    for name in plain:
+        torch.testing.assert_close(quick[name], plain[name] * (5.0 if ".mixer." in name else 1.0), rtol=1e-3, atol=1e-7)
+
+
 def test_rate_rises_then_falls_by_a_cosine() -> None:
     recipe = Recipe(110, 1.0, warmup=10, final=0.1)
     shares = [float(recipe.share(torch.tensor(float(step)))) for step in (0, 4, 9, 10, 60, 110)]
