@@ -5,10 +5,13 @@
 A variant is a kernel, a GPU, a head dim, a dtype, and the parts of the pattern that it reads: "window" has an interval
 alone, "full" a long one with columns and extra keys, "union" every part of a main pass, "dilated" a pass that follows them,
 "dilated alone" one that follows nothing. Exits with 1 if a kernel does not compile, or
-asks for more shared memory than a program of that GPU may have. `--registers` tells what ptxas makes of each.
+asks for more shared memory than a program of that GPU may have. `--registers` tells what ptxas makes of each. Hopper's
+kernels, which Triton's interpreter cannot run, are compiled for 9.0 alone ("window", or "chunks" too), and fail as well if
+the assembler puts their products one after the other or keeps more than a few numbers in memory.
 """
 
 import argparse
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,6 +22,10 @@ from typing import Any, NamedTuple
 
 SHARED_MEMORY = {(8, 0): 163 << 10, (8, 6): 99 << 10, (8, 9): 99 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10}
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+GLUON_KERNELS = ("hopper_forward", "hopper_backward_keys", "hopper_backward_queries")
+SPILLED = (
+    128  # bytes a thread that are let pass in them: numbers kept outside the loops over tiles, most in packed documents
+)
 KERNELS = (
     "forward",
     "backward_rows",
@@ -26,6 +33,7 @@ KERNELS = (
     "backward_columns",
     "backward_extra",
     "backward_queries",
+    *GLUON_KERNELS,
 )
 PARTS: dict[str, dict[str, Any]] = {
     "window": {"CHUNKS": 0, "ROWS": 0, "COLUMNS": 0, "LISTS": 0, "EXTRA": 0, "EARLIER": -1, "EXCLUDES": False},
@@ -52,6 +60,21 @@ class Variant(NamedTuple):
         return f"{self.kernel} {self.parts}{packed} {major}.{minor} D{self.head_dim} {self.dtype}"
 
 
+class GluonVariant(NamedTuple):
+    """One of Hopper's kernels; shaped like the portable kernels' variants."""
+
+    kernel: str
+    capability: tuple[int, int]
+    head_dim: int
+    dtype: str
+    packed: bool
+    parts: str
+
+    def __str__(self) -> str:
+        packed = " packed" if self.packed else ""
+        return f"{self.kernel}{packed} {self.parts} 9.0 D{self.head_dim} {self.dtype}"
+
+
 def main() -> int:
     options = _options()
     failed = 0
@@ -67,8 +90,10 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def compile_variant(variant: Variant, registers: bool = False) -> tuple[int, str, str]:
+def compile_variant(variant: Variant | GluonVariant, registers: bool = False) -> tuple[int, str, str]:
     """Shared memory in bytes, ptxas's report if asked for, and what went wrong, if anything did."""
+    if isinstance(variant, GluonVariant):
+        return _compile_gluon(variant, registers)
     import importlib
 
     import torch
@@ -119,6 +144,80 @@ def compile_variant(variant: Variant, registers: bool = False) -> tuple[int, str
     return compiled.metadata.shared, report, ""
 
 
+def _compile_gluon(variant: GluonVariant, registers: bool) -> tuple[int, str, str]:
+    try:
+        compiled = _compiled_gluon(variant)
+    except Exception as error:  # a compiler's failure of any kind is the finding
+        return 0, "", f"does not compile: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    report = _registers(compiled.asm["ptx"], variant.capability)
+    spilled = max((int(count) for count in re.findall(r"(\d+) bytes spill", report)), default=SPILLED + 1)
+    error = (
+        f"spills {spilled} bytes" if spilled > SPILLED else "puts products in a row" if "serialized" in report else ""
+    )
+    return compiled.metadata.shared, report if registers else "", error
+
+
+def _compiled_gluon(variant: GluonVariant) -> Any:
+    import importlib
+    from types import SimpleNamespace
+
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    name = variant.kernel.removeprefix("hopper_")
+    module = importlib.import_module(f"sparse_attn.kernels.attention.hopper.{name}")
+    kernel = getattr(module, f"{name}_kernel")
+    where = SimpleNamespace(chunks=int(variant.parts == "chunks"), packed=variant.packed)
+    constants = getattr(module, f"{name}_constants")(where, 4, variant.head_dim)
+    rows, keys = constants.pop("ROWS", 64), constants.pop("KEYS", 128 if name == "forward" else 64)
+    if not variant.packed:
+        constants |= {"blocks": None, "documents": None}
+    sizes = {
+        "q": rows,
+        "out": rows,
+        "d_out": rows,
+        "dq_out": rows,
+        "k": keys,
+        "v": keys,
+        "dk_out": keys,
+        "dv_out": keys,
+    }
+    types = {argument: _tile_type(variant, size) for argument, size in sizes.items()}
+    types |= dict.fromkeys(("out_rows", "dq_rows", "dk_rows", "dv_rows"), f"*{variant.dtype}")
+    types |= {"lse": "*fp32", "scale": "fp32", "scale2": "fp32"}
+    types |= dict.fromkeys(("lse2", "delta"), _run_type(rows) if name == "backward_keys" else "*fp32")
+    types |= dict.fromkeys(("blocks", "documents", "parameters"), "*i32")
+    signature = {
+        argument: "constexpr" if argument in constants else types.get(argument, "i32") for argument in kernel.arg_names
+    }
+    source = GluonASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs={(kernel.arg_names.index(argument),): value for argument, value in constants.items()},
+        attrs={
+            (index,): [["tt.divisibility", 16]]
+            for index, argument in enumerate(kernel.arg_names)
+            if signature[argument].startswith("*")
+        },
+    )
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+
+
+def _tile_type(variant: GluonVariant, rows: int) -> str:
+    from triton.experimental.gluon import language as gl
+
+    block = [1, 1, rows, variant.head_dim]
+    layout = gl.NVMMASharedLayout.get_default_for(block, getattr(gl, DTYPES[variant.dtype]))
+    return f"tensordesc<{variant.dtype}{block},{layout!r}>"
+
+
+def _run_type(rows: int) -> str:
+    from triton.experimental.gluon import language as gl
+
+    return f"tensordesc<fp32[1, {rows}],{gl.NVMMASharedLayout(0, 32, 2)!r}>"
+
+
 def _registers(ptx: str, capability: tuple[int, int]) -> str:
     """Registers and spilled bytes of a thread."""
     from triton.knobs import nvidia
@@ -131,7 +230,11 @@ def _registers(ptx: str, capability: tuple[int, int]) -> str:
             [nvidia.ptxas.path, "-v", f"-arch=sm_{capability[0]}{capability[1]}{suffix}", str(path), "-o", "/dev/null"],
             capture_output=True, text=True,
         )  # fmt: skip
-    lines = [line.strip() for line in done.stderr.splitlines() if "spill" in line or "registers" in line]
+    lines = [
+        line.strip()
+        for line in done.stderr.splitlines()
+        if "spill" in line or "registers" in line or "serialized" in line
+    ]
     return "; " + "; ".join(lines)
 
 
@@ -183,12 +286,19 @@ def _type(name: str, variant: Variant, tile: Any, constants: dict[str, Any]) -> 
     return "fp32" if name in ("scale", "scale2") else "*i32"
 
 
-def _variants(options: argparse.Namespace) -> Iterator[Variant]:
+def _variants(options: argparse.Namespace) -> Iterator[Variant | GluonVariant]:
+    if "9.0" in options.capabilities:
+        for kernel in (name for name in options.kernels if name in GLUON_KERNELS):
+            for head_dim in (size for size in options.head_dims if size in (64, 128)):
+                for packed in (False, True) if options.packed else (False,):
+                    parts = "chunks" if packed else "window"
+                    for dtype in (name for name in options.dtypes if name != "fp32"):
+                        yield GluonVariant(kernel, (9, 0), head_dim, dtype, packed, parts)
     for text in options.capabilities:
         capability = (int(text.split(".")[0]), int(text.split(".")[1]))
         for head_dim in options.head_dims:
             for dtype in options.dtypes:
-                for kernel in options.kernels:
+                for kernel in (name for name in options.kernels if name not in GLUON_KERNELS):
                     alone = {"backward_rows": ["window"], "backward_columns": ["union"], "backward_extra": ["union"]}
                     for parts in alone.get(kernel, options.parts):
                         for packed in (False, True) if options.packed and kernel != "backward_rows" else (False,):

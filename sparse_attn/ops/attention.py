@@ -1,7 +1,7 @@
 """`attention`: the one public call, over whichever implementation serves the device."""
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,10 +54,12 @@ def attention(
             documents' rows one after the other, without B). A query at position i sees the R keys of row i // block.
         return_lse: Also return the natural-log normaliser of the scaled logits.
         implementation: "cpu" (gathers kept blocks; CPU tensors), "triton" (fused kernels for CUDA tensors, float16,
-            bfloat16 or float32, D to 256), "reference" (dense mask, O(T x S) memory, any device), or None for the one
-            that serves q's device. On a GPU, a float16 or bfloat16 call of up to 2,048 keys that a term keeps whole goes
-            to PyTorch's own dense kernels, unless the LSE, a compiled region, packing or deterministic algorithms are
-            asked for: their gradients need not repeat to the bit, and keys of grouped heads are repeated in memory.
+            bfloat16 or float32, D to 256), "hopper" (compute capability 9.0, float16 or bfloat16, D 64 or 128, patterns of
+            windows, chunks and full alone), "reference" (dense mask, O(T x S) memory, any device), or None for the one
+            that serves q's device and the call. On a GPU, a float16 or bfloat16 call of up to 2,048 keys that a term keeps
+            whole goes to PyTorch's own dense kernels, unless the LSE, a compiled region, packing or deterministic
+            algorithms are asked for: their gradients need not repeat to the bit, and keys of grouped heads are repeated in
+            memory.
             A named one never falls back to another.
 
     Returns:
@@ -79,7 +81,7 @@ def attention(
     >>> out.shape == q.shape
     True
     """
-    if implementation == "triton" or (implementation is None and isinstance(q, Tensor) and q.is_cuda):
+    if implementation in ("triton", "hopper") or (implementation is None and isinstance(q, Tensor) and q.is_cuda):
         q, k, v, extra_k, extra_v = _autocast(q, k, v, extra_k, extra_v)
     call = check_call(q, k, v, pattern, causal, scale, cu_seqlens_q, cu_seqlens_k, extra_k, extra_v)
     if implementation is None and not return_lse and _suits_dense(call):
@@ -112,7 +114,7 @@ def _implementation(name: str | None, q: Tensor) -> Callable[[Call], tuple[Tenso
                 f"attention: no implementation for {q.device.type} tensors: move them to the CPU or to a CUDA device, or "
                 "pass implementation='reference' (dense, for checking)"
             )
-        name = _DEFAULTS[q.device.type]
+        return _DEFAULTS[q.device.type]
     if not isinstance(name, str) or name not in _IMPLEMENTATIONS:
         raise ValueError(f"implementation must be None or one of {', '.join(_IMPLEMENTATIONS)}, got {name!r}")
     if name == "cpu" and q.device.type != "cpu":
@@ -218,14 +220,15 @@ def _dense(call: Call) -> Tensor:
     return out.transpose(1, 2)
 
 
-def _triton(call: Call) -> tuple[Tensor, Tensor]:
+def _kernels(call: Call, kernels: str) -> tuple[Tensor, Tensor]:
+    """The GPU kernels: "triton", "hopper", or "any" of them."""
     try:
         from ..kernels.attention import fused_attention
     except ModuleNotFoundError as error:
         if error.name != "triton":
             raise
         raise NotImplementedError(
-            "implementation 'triton' needs Triton, which is not installed; use 'reference'"
+            f"implementation {'triton' if kernels == 'any' else kernels!r} needs Triton, which is not installed; use 'reference'"
         ) from None
 
     bounds = [
@@ -243,9 +246,16 @@ def _triton(call: Call) -> tuple[Tensor, Tensor]:
         cu_seqlens_k=bounds[1],
         extra_k=call.extra_k,
         extra_v=call.extra_v,
+        kernels=kernels,
     )
 
 
 _SHORT = 2048  # keys; from here on the fused kernels are as fast where they do all the work (benchmarks/NOTES.md)
-_DEFAULTS = {"cpu": "cpu", "cuda": "triton"}
-_IMPLEMENTATIONS = {"cpu": _cpu, "reference": _reference, "triton": _triton}
+_Run = Callable[[Call], tuple[Tensor, Tensor]]
+_IMPLEMENTATIONS: dict[str, _Run] = {
+    "cpu": _cpu,
+    "reference": _reference,
+    "triton": partial(_kernels, kernels="triton"),
+    "hopper": partial(_kernels, kernels="hopper"),
+}
+_DEFAULTS: dict[str, _Run] = {"cpu": _cpu, "cuda": partial(_kernels, kernels="any")}

@@ -24,6 +24,11 @@ def test_the_usual_shape_on_ampere_and_hopper() -> None:
     compile_for("--capabilities", "9.0", "--parts", "dilated", "--kernels", *walks, *usual)
 
 
+def test_the_usual_shape_on_hopper_in_gluon() -> None:
+    kernels = ("hopper_forward", "hopper_backward_keys", "hopper_backward_queries")
+    compile_for("--capabilities", "9.0", "--head-dims", "128", "--dtypes", "bf16", "--kernels", *kernels)
+
+
 @pytest.mark.slow
 def test_every_shape_on_every_gpu() -> None:
     compile_for("--packed")
