@@ -151,10 +151,10 @@ def _compile_gluon(variant: GluonVariant, registers: bool) -> tuple[int, str, st
         return 0, "", f"does not compile: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     report = _registers(compiled.asm["ptx"], variant.capability)
     spilled = max((int(count) for count in re.findall(r"(\d+) bytes spill", report)), default=SPILLED + 1)
-    error = (
+    wrong = (
         f"spills {spilled} bytes" if spilled > SPILLED else "puts products in a row" if "serialized" in report else ""
     )
-    return compiled.metadata.shared, report if registers else "", error
+    return compiled.metadata.shared, report if registers else "", wrong
 
 
 def _compiled_gluon(variant: GluonVariant) -> Any:
