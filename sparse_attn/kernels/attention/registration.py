@@ -24,7 +24,7 @@ from .backward_queries import backward_queries
 from .backward_rows import backward_rows
 from .forward import forward, forward_kernel
 from .geometry import Geometry, geometry
-from .hopper import refusal
+from .hopper import is_default, refusal
 from .launch import Gradients, Inputs
 from .tiles import Capability, row_major
 
@@ -345,7 +345,7 @@ def _on_hopper(inputs: Inputs, where: Geometry, scale: float, kernels: str) -> b
     reason = refusal(inputs.q, inputs.k, inputs.v, where, scale, _capability(inputs.q))
     if reason is not None and kernels == "hopper":
         raise NotImplementedError(f"implementation 'hopper' {reason}; use 'triton'")
-    return reason is None
+    return reason is None and (kernels == "hopper" or is_default(inputs.q, where))
 
 
 def hopper_forward(inputs: Inputs, where: Geometry, scale: float, capability: Capability) -> tuple[Tensor, Tensor]:

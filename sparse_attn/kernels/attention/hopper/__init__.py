@@ -32,3 +32,11 @@ def refusal(q: Tensor, k: Tensor, v: Tensor, where: "Geometry", scale: float, ca
     if not can_use_tma(capability, where, where.main, q, k, v):
         return "takes tensors on addresses and strides that are multiples of 16 bytes"
     return None
+
+
+def is_default(q: Tensor, where: "Geometry") -> bool:
+    """Whether a call that names no implementation comes here, if it is served.
+
+    Packed documents at D 128 do not yet: on a GPU they have not been judged against the oracle.
+    """
+    return not (where.packed and q.shape[-1] == 128)

@@ -81,7 +81,9 @@ def _step(
     ELEMENT: gl.constexpr = k_tiles.dtype
     slot = used % SLOTS
     phase = used // SLOTS & 1
-    before = (used + SLOTS - 1) % SLOTS
+    before = (
+        gl.where(used == first, used, used - 1) % SLOTS
+    )  # the first tile stands in: it is there, and its weights are 0
     mbarrier.wait(k_ready.index(slot), phase)
     if PACKED and start + KEYS > own_keys:
         clean(k_tiles.index(slot), start, 0, own_keys)
@@ -257,4 +259,10 @@ def backward_queries(inputs: Inputs, gradients: Gradients, where: Geometry, scal
 
 def backward_queries_constants(where: Geometry, group: int, head_dim: int) -> dict[str, Any]:
     """What the kernel is compiled for, and the number of keys of a tile."""
-    return {"CHUNKS": where.chunks, "PACKED": where.packed, "GROUP": group, "SLOTS": 4, "KEYS": 64}
+    return {
+        "CHUNKS": where.chunks,
+        "PACKED": where.packed,
+        "GROUP": group,
+        "SLOTS": 3 if where.packed and head_dim == 128 else 4,
+        "KEYS": 64,
+    }

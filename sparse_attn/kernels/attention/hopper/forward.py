@@ -1,9 +1,9 @@
 """Forward kernel for Hopper: the interval's part of `kernels/attention/forward.py`, with one warp that only loads.
 
-The mathematics is that of the portable kernel. A program holds C warpgroups of 64 query rows each, and one warp that keeps
-the copy engine busy:
+The mathematics is that of the portable kernel. A program holds two warpgroups of 64 query rows each, and one warp that
+keeps the copy engine busy:
 
-    loader        K(0) V(0) K(1) V(1) ...        into a ring of two slots; a slot's K and V have barriers of their own
+    loader        K(0) V(0) K(1) V(1) ...        into a ring of slots; a slot's K and V have barriers of their own
     warpgroups    s(i+1) = q k(i+1)^T  is issued, then  acc += p(i) v(i);  while the second product runs, the softmax of
                   s(i+1) is computed; then acc is corrected and p(i+1) narrowed, in registers
 
