@@ -4,12 +4,14 @@
 
 A variant is a kernel, a GPU, a head dim, a dtype, and the parts of the pattern that it reads: "window" has an interval
 alone, "full" a long one with columns and extra keys, "union" every part of a main pass, "dilated" a pass that follows them,
-"dilated alone" one that follows nothing; of the kernels of anchors and of chosen blocks `compile_anchors.py` and
-`compile_selected.py` tell. Exits with 1 if a kernel does not compile, or asks for more shared memory than a program of that GPU
-may have. `--registers` tells what ptxas makes of each.
+"dilated alone" one that follows nothing; of the kernels of anchors, of chosen blocks and of Hopper's `compile_anchors.py`,
+`compile_selected.py` and `compile_hopper.py` tell. Exits with 1 if a kernel does not compile, or asks for more shared memory than
+a program of that GPU may have; Hopper's fail as well if the assembler puts their products one after the other, or keeps more
+than a few numbers in memory. `--registers` tells what ptxas makes of each.
 """
 
 import argparse
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,7 +22,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where `scripts` stands, if this runs as a file
 
-from scripts import compile_anchors, compile_selected
+from scripts import compile_anchors, compile_hopper, compile_selected
 
 SHARED_MEMORY = {(8, 0): 163 << 10, (8, 6): 99 << 10, (8, 9): 99 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10}
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -32,6 +34,7 @@ KERNELS = (
     "backward_extra",
     "backward_queries",
     *compile_anchors.KERNELS,
+    *compile_hopper.KERNELS,
     *compile_selected.KERNELS,
 )
 PARTS: dict[str, dict[str, Any]] = {
@@ -76,6 +79,8 @@ def main() -> int:
 
 def compile_variant(variant: Variant, registers: bool = False) -> tuple[int, str, str]:
     """Shared memory in bytes, ptxas's report if asked for, and what went wrong, if anything did."""
+    if variant.kernel in compile_hopper.KERNELS:
+        return _compile_hopper(variant, registers)
     import torch
     import triton
     from triton.backends.compiler import GPUTarget
@@ -125,6 +130,19 @@ def compile_variant(variant: Variant, registers: bool = False) -> tuple[int, str
     return compiled.metadata.shared, report, ""
 
 
+def _compile_hopper(variant: Variant, registers: bool) -> tuple[int, str, str]:
+    kernel, _, head_dim, element, packed, parts = variant
+    try:
+        compiled = compile_hopper.compiled(kernel, head_dim, element, DTYPES[element], packed, parts == "chunks")
+    except Exception as error:  # a compiler's failure of any kind is the finding
+        return 0, "", f"does not compile: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    report = _registers(compiled.asm["ptx"], variant.capability)
+    most = compile_hopper.SPILLED
+    spilled = max((int(count) for count in re.findall(r"(\d+) bytes spill", report)), default=most + 1)
+    wrong = f"spills {spilled} bytes" if spilled > most else "puts products in a row" if "serialized" in report else ""
+    return compiled.metadata.shared, report if registers else "", wrong
+
+
 def _recipe(variant: Variant) -> compile_selected.Recipe:
     """How a kernel of static patterns is compiled."""
     import importlib
@@ -151,7 +169,7 @@ def _recipe(variant: Variant) -> compile_selected.Recipe:
 
 
 def _registers(ptx: str, capability: tuple[int, int]) -> str:
-    """Registers and spilled bytes of a thread."""
+    """Registers and spilled bytes of a thread, and whether ptxas put products in a row."""
     from triton.knobs import nvidia
 
     suffix = "a" if capability[0] >= 9 else ""
@@ -162,7 +180,8 @@ def _registers(ptx: str, capability: tuple[int, int]) -> str:
             [nvidia.ptxas.path, "-v", f"-arch=sm_{capability[0]}{capability[1]}{suffix}", str(path), "-o", "/dev/null"],
             capture_output=True, text=True,
         )  # fmt: skip
-    lines = [line.strip() for line in done.stderr.splitlines() if "spill" in line or "registers" in line]
+    told = ("spill", "registers", "serialized")
+    lines = [line.strip() for line in done.stderr.splitlines() if any(word in line for word in told)]
     return "; " + "; ".join(lines)
 
 
@@ -220,6 +239,11 @@ def _variants(options: argparse.Namespace) -> Iterator[Variant]:
         for head_dim in options.head_dims:
             for dtype in options.dtypes:
                 for kernel in options.kernels:
+                    if kernel in compile_hopper.KERNELS:
+                        known = capability == (9, 0) and head_dim in compile_hopper.HEAD_DIMS and dtype != "fp32"
+                        for packed in (False, True) if options.packed and known else (False,) if known else ():
+                            yield Variant(kernel, capability, head_dim, dtype, packed, "chunks" if packed else "window")
+                        continue
                     for parts in _parts_of(kernel, options.parts):
                         for packed in (False, True) if options.packed and kernel != "backward_rows" else (False,):
                             yield Variant(kernel, capability, head_dim, dtype, packed, parts)

@@ -1,24 +1,19 @@
 """`attention`: the one public call, over whichever implementation serves the device."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..patterns import Chunked, Full, Pattern, TopBlocks, Window
-from ..patterns.documents import split_documents
 from .check_attention import Call, check_call
-from .merge import merge
-
-if TYPE_CHECKING:
-    from ..cpu import PatternSchedule
+from .implementations import implementation_for
 
 Lengths = Sequence[int] | Tensor
-Run = Callable[[Call], tuple[Tensor, Tensor]]
 
 
 def attention(
@@ -63,10 +58,12 @@ def attention(
             counts twice. None: `select_blocks` chooses, without training.
         return_lse: Also return the natural-log normaliser of the scaled logits.
         implementation: "cpu" (gathers kept blocks; CPU tensors), "triton" (fused kernels for CUDA tensors, float16,
-            bfloat16 or float32, D to 256), "reference" (dense mask, O(T x S) memory, any device), or None for the one
-            that serves q's device. On a GPU, a float16 or bfloat16 call of up to 2,048 keys that a term keeps whole goes
-            to PyTorch's own dense kernels, unless the LSE, a compiled region, packing or deterministic algorithms are
-            asked for: their gradients need not repeat to the bit, and keys of grouped heads are repeated in memory.
+            bfloat16 or float32, D to 256), "hopper" (compute capability 9.0, float16 or bfloat16, D 64 or 128, patterns of
+            windows, chunks and full alone), "reference" (dense mask, O(T x S) memory, any device), or None for the one
+            that serves q's device and the call. On a GPU, a float16 or bfloat16 call of up to 2,048 keys that a term keeps
+            whole goes to PyTorch's own dense kernels, unless the LSE, a compiled region, packing or deterministic
+            algorithms are asked for: their gradients need not repeat to the bit, and keys of grouped heads are repeated in
+            memory.
             A named one never falls back to another.
 
     Returns:
@@ -90,12 +87,12 @@ def attention(
     >>> out.shape == q.shape
     True
     """
-    if implementation == "triton" or (implementation is None and isinstance(q, Tensor) and q.is_cuda):
+    if implementation in ("triton", "hopper") or (implementation is None and isinstance(q, Tensor) and q.is_cuda):
         q, k, v, extra_k, extra_v = _autocast(q, k, v, extra_k, extra_v)
     call = check_call(q, k, v, pattern, causal, scale, cu_seqlens_q, cu_seqlens_k, extra_k, extra_v, selected)
     if implementation is None and not return_lse and _suits_dense(call):
         return _dense(call)
-    run = _implementation(implementation, q)
+    run = implementation_for(implementation, q)
     if call.choice is not None and call.selected is None:
         call = replace(call, selected=_select(call))
     if call.examples is None or call.packed:
@@ -118,23 +115,6 @@ def _autocast(*tensors: Any) -> Sequence[Any]:
     return [x.to(dtype) if isinstance(x, Tensor) and x.dtype in narrowed else x for x in tensors]
 
 
-def _implementation(name: str | None, q: Tensor) -> Run:
-    if name is None:
-        if q.device.type not in _DEFAULTS:
-            raise NotImplementedError(
-                f"attention: no implementation for {q.device.type} tensors: move them to the CPU or to a CUDA device, or "
-                "pass implementation='reference' (dense, for checking)"
-            )
-        name = _DEFAULTS[q.device.type]
-    if not isinstance(name, str) or name not in _IMPLEMENTATIONS:
-        raise ValueError(f"implementation must be None or one of {', '.join(_IMPLEMENTATIONS)}, got {name!r}")
-    if name == "cpu" and q.device.type != "cpu":
-        raise NotImplementedError(f"implementation 'cpu' takes CPU tensors, got q on {q.device}; use 'reference'")
-    static, choosing = _IMPLEMENTATIONS[name]
-    hashing = _reference_hashed if name == "reference" else _merged(static, _hashed)
-    return lambda call: hashing(call) if call.hashes else static(call) if call.choice is None else choosing(call)
-
-
 def _select(call: Call) -> Tensor:
     """Blocks chosen from the queries and keys at hand, without training."""
     from .select_blocks import choose_blocks
@@ -145,153 +125,9 @@ def _select(call: Call) -> Tensor:
             f"attention: {call.choice.term!r} chooses with later queries of its tile, which training must not read: use "
             "rows=1, or give `selected`"
         )
-    bounds = _numbers(call.cu_seqlens_q), _numbers(call.cu_seqlens_k)
     plain = isinstance(call.choice.term, TopBlocks) and call.scale > 0  # the size of the scale bears on no order
     queries = call.q if plain else call.q * call.scale
-    return choose_blocks(queries, call.k, call.patterns, causal=call.causal, bounds=bounds)
-
-
-def _merged(static: Run, chosen: Run) -> Run:
-    """Attention in two passes: over what the pattern keeps by itself, and over the chosen keys that it does not name."""
-
-    def run(call: Call) -> tuple[Tensor, Tensor]:
-        rest = call.static()
-        if rest is None:
-            return chosen(call)
-        return merge(*zip(static(rest), chosen(call), strict=True))
-
-    return run
-
-
-def _hashed(call: Call) -> tuple[Tensor, Tensor]:
-    """Plain torch on either device: no implementation of its own is named."""
-    from .hashed import hashed_attention
-
-    bounds = _numbers(call.cu_seqlens_q), _numbers(call.cu_seqlens_k)
-    return hashed_attention(
-        call.q, call.k, call.v, call.patterns, scale=call.scale, cu_seqlens_q=bounds[0], cu_seqlens_k=bounds[1]
-    )
-
-
-def _reference_hashed(call: Call) -> tuple[Tensor, Tensor]:
-    from ..reference import hashed_attention
-    from .hashed import hash_buckets, split_hashed
-
-    if call.extra_k is not None:
-        raise NotImplementedError("implementation 'reference' has no Hashed beside Anchors; use 'cpu' or 'triton'")
-    rest = split_hashed(call.patterns[0])
-    assert rest is not None
-    return hashed_attention(
-        call.q,
-        call.k,
-        call.v,
-        call.patterns,
-        *(hash_buckets(x, rest.term, call.k.shape[2]) for x in (call.q, call.k)),
-        chunk=rest.term.chunk,
-        scale=call.scale,
-        limit=rest.limit,
-        cu_seqlens_q=_numbers(call.cu_seqlens_q),
-        cu_seqlens_k=_numbers(call.cu_seqlens_k),
-    )
-
-
-def _reference(call: Call) -> tuple[Tensor, Tensor]:
-    from ..reference import masked_attention
-
-    bounds = _numbers(call.cu_seqlens_q), _numbers(call.cu_seqlens_k)
-    split_documents(call.q.shape[1], call.k.shape[1], *bounds)  # boundaries on a device have not been looked at yet
-    return masked_attention(
-        call.q,
-        call.k,
-        call.v,
-        call.patterns,
-        causal=call.causal,
-        scale=call.scale,
-        cu_seqlens_q=bounds[0],
-        cu_seqlens_k=bounds[1],
-        extra_k=call.extra_k,
-        extra_v=call.extra_v,
-    )
-
-
-def _reference_selected(call: Call) -> tuple[Tensor, Tensor]:
-    from ..reference import selected_attention
-
-    bounds = _numbers(call.cu_seqlens_q), _numbers(call.cu_seqlens_k)
-    split_documents(call.q.shape[1], call.k.shape[1], *bounds)
-    assert call.selected is not None
-    return selected_attention(
-        call.q,
-        call.k,
-        call.v,
-        call.patterns,
-        call.selected,
-        causal=call.causal,
-        scale=call.scale,
-        cu_seqlens_q=bounds[0],
-        cu_seqlens_k=bounds[1],
-        extra_k=call.extra_k,
-        extra_v=call.extra_v,
-    )
-
-
-def _numbers(lengths: tuple[int, ...] | Tensor | None) -> tuple[int, ...] | None:
-    return tuple(lengths.tolist()) if isinstance(lengths, Tensor) else lengths
-
-
-def _cpu(call: Call) -> tuple[Tensor, Tensor]:
-    from ..cpu import Assignment, tile_attention
-
-    bounds = _numbers(call.cu_seqlens_q), _numbers(call.cu_seqlens_k)
-    schedules = [
-        _schedule(pattern, call.q.shape[1], call.k.shape[1], call.causal, *bounds) for pattern in call.patterns
-    ]
-    if len(schedules) == 1:
-        assignments = [Assignment(schedules[0])]
-    else:
-        assignments = [Assignment(schedule, heads=slice(head, head + 1)) for head, schedule in enumerate(schedules)]
-    return tile_attention(
-        call.q,
-        call.k,
-        call.v,
-        assignments,
-        scale=call.scale,
-        extra_k=None if call.extra_k is None else call.extra_k.flatten(1, 2),
-        extra_v=None if call.extra_v is None else call.extra_v.flatten(1, 2),
-    )
-
-
-def _cpu_selected(call: Call) -> tuple[Tensor, Tensor]:
-    from ..cpu import selected_attention
-
-    assert call.selected is not None
-    return selected_attention(
-        call.q,
-        call.k,
-        call.v,
-        call.patterns,
-        call.selected,
-        causal=call.causal,
-        scale=call.scale,
-        cu_seqlens_q=_numbers(call.cu_seqlens_q),
-        cu_seqlens_k=_numbers(call.cu_seqlens_k),
-    )
-
-
-@lru_cache(maxsize=32)  # the layers of a model ask for the same few layouts, at every token that it decodes
-def _schedule(
-    pattern: Pattern,
-    n_queries: int,
-    n_keys: int,
-    causal: bool,
-    cu_seqlens_q: tuple[int, ...] | None,
-    cu_seqlens_k: tuple[int, ...] | None,
-) -> "PatternSchedule":
-    from ..cpu import PatternSchedule
-
-    return PatternSchedule(
-        pattern, n_queries, n_keys, causal=causal, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k
-    )
+    return choose_blocks(queries, call.k, call.patterns, causal=call.causal, bounds=call.bounds)
 
 
 def _suits_dense(call: Call) -> bool:
@@ -331,71 +167,4 @@ def _dense(call: Call) -> Tensor:
     return out.transpose(1, 2)
 
 
-def _triton(call: Call) -> tuple[Tensor, Tensor]:
-    try:
-        from ..kernels.attention import fused_attention
-    except ModuleNotFoundError as error:
-        if error.name != "triton":
-            raise
-        raise NotImplementedError(
-            "implementation 'triton' needs Triton, which is not installed; use 'reference'"
-        ) from None
-
-    bounds = _boundary_tensors(call)
-    return fused_attention(
-        call.q,
-        call.k,
-        call.v,
-        "\n".join([pattern.text for pattern in call.patterns]),
-        causal=call.causal,
-        scale=call.scale,
-        cu_seqlens_q=bounds[0],
-        cu_seqlens_k=bounds[1],
-        extra_k=call.extra_k,
-        extra_v=call.extra_v,
-    )
-
-
-def _triton_selected(call: Call) -> tuple[Tensor, Tensor]:
-    try:
-        from ..kernels.selected import fused_selected_attention, fused_union_attention
-    except ModuleNotFoundError as error:
-        if error.name != "triton":
-            raise
-        raise NotImplementedError(
-            "implementation 'triton' needs Triton, which is not installed; use 'reference'"
-        ) from None
-
-    assert call.selected is not None
-    bounds = _boundary_tensors(call)
-    alone = call.static() is None
-    run: Callable[..., tuple[Tensor, Tensor]] = fused_selected_attention if alone else fused_union_attention
-    return run(
-        call.q,
-        call.k,
-        call.v,
-        call.selected,
-        "\n".join([pattern.text for pattern in call.patterns]),
-        causal=call.causal,
-        scale=call.scale,
-        cu_seqlens_q=bounds[0],
-        cu_seqlens_k=bounds[1],
-        **({} if alone else {"extra_k": call.extra_k, "extra_v": call.extra_v}),
-    )
-
-
-def _boundary_tensors(call: Call) -> list[Tensor | None]:
-    return [
-        torch.tensor(lengths, device="cpu") if isinstance(lengths, tuple) else lengths
-        for lengths in (call.cu_seqlens_q, call.cu_seqlens_k)
-    ]
-
-
 _SHORT = 2048  # keys; from here on the fused kernels are as fast where they do all the work (benchmarks/NOTES.md)
-_DEFAULTS = {"cpu": "cpu", "cuda": "triton"}
-# For each name: through a pattern that content does not change, and through one with chosen blocks.
-_IMPLEMENTATIONS: dict[str, tuple[Run, Run]] = {
-    "cpu": (_cpu, _merged(_cpu, _cpu_selected)),
-    "reference": (_reference, _reference_selected),
-    "triton": (_triton, _triton_selected),
-}

@@ -54,6 +54,12 @@ class Call:
     def packed(self) -> bool:
         return self.cu_seqlens_q is not None
 
+    @property
+    def bounds(self) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+        """The boundaries of queries and keys as numbers; reading them off a device waits for it."""
+        q, k = (tuple(b.tolist()) if isinstance(b, Tensor) else b for b in (self.cu_seqlens_q, self.cu_seqlens_k))
+        return q, k
+
     def example(self, index: int) -> "Call":
         """One batch example, with the patterns that it has."""
         one = slice(index, index + 1)

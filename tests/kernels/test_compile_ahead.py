@@ -50,6 +50,13 @@ def test_anchors_on_hopper() -> None:
     compile_for("--capabilities", "9.0", "--head-dims", "128", "--dtypes", "bf16", "--kernels", *anchors)
 
 
+def test_the_usual_shape_on_hopper_in_gluon() -> None:
+    kernels = ("hopper_forward", "hopper_backward_keys")
+    compile_for("--capabilities", "9.0", "--head-dims", "128", "--dtypes", "bf16", "--kernels", *kernels)
+
+
 @pytest.mark.slow
 def test_every_shape_on_every_gpu() -> None:
     compile_for("--packed")
+    kernels = ("hopper_forward", "hopper_backward_keys", "hopper_backward_queries")
+    compile_for("--capabilities", "9.0", "--dtypes", "fp16", "--packed", "--kernels", *kernels)

@@ -24,6 +24,7 @@ from .backward_queries import backward_queries
 from .backward_rows import backward_rows
 from .forward import forward, forward_kernel
 from .geometry import Geometry, geometry
+from .hopper import is_default, refusal
 from .launch import Gradients, Inputs
 from .tiles import Capability, row_major
 
@@ -43,6 +44,7 @@ def fused_attention(
     cu_seqlens_k: Tensor | None = None,
     extra_k: Tensor | None = None,
     extra_v: Tensor | None = None,
+    kernels: str = "any",
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention through patterns, with its LSE; differentiable in both results.
 
@@ -51,11 +53,12 @@ def fused_attention(
         patterns: The text of one pattern, or of one for each KV head, a line each.
         cu_seqlens_q, cu_seqlens_k: Document boundaries, both or none. From a CUDA tensor they are read once.
         extra_k, extra_v: ``[B, rows, R, Hkv, D]``, where the patterns have anchors.
+        kernels: "triton" (the portable ones), "hopper", or "any": Hopper's where they serve the call.
 
     Raises:
         NotImplementedError: dtype, head dim, device or GPU that the kernels do not serve.
     """
-    arguments = (q, k, v, extra_k, extra_v, cu_seqlens_q, cu_seqlens_k, patterns, causal, scale)
+    arguments = (q, k, v, extra_k, extra_v, cu_seqlens_q, cu_seqlens_k, patterns, causal, scale, kernels)
     plain = type(q) in (Tensor, torch.nn.Parameter)  # a subclass has ways of its own through the dispatcher
     if not plain or torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
         return torch.ops.sparse_attn.fused_attention(*arguments)  # type: ignore[no-any-return]
@@ -109,13 +112,16 @@ def forward_pass(
     patterns: str,
     causal: bool,
     scale: float,
+    kernels: str = "any",
 ) -> tuple[Tensor, Tensor]:
     check_served(q)
     with on_device(q):
         parts = []
         for heads, where in _by_heads(q, k, cu_seqlens_q, cu_seqlens_k, patterns, causal):
             _check_rows(extra_k, where)
-            parts.append(forward(_inputs(q, k, v, extra_k, extra_v, heads), where, scale, capability_of(q)))
+            inputs = _inputs(q, k, v, extra_k, extra_v, heads)
+            run = hopper_forward if _on_hopper(inputs, where, scale, kernels) else forward
+            parts.append(run(inputs, where, scale, capability_of(q)))
     return _joined([part[0] for part in parts]), _joined([part[1] for part in parts])
 
 
@@ -134,6 +140,7 @@ def _(
     patterns: str,
     causal: bool,
     scale: float,
+    kernels: str = "any",
 ) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
 
@@ -153,6 +160,7 @@ def backward_pass(
     patterns: str,
     causal: bool,
     scale: float,
+    kernels: str,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, extra_k, extra_v; those that are not wanted (q; k or v; extra keys) are empty."""
@@ -169,10 +177,13 @@ def backward_pass(
             )  # fmt: skip
             gradients = Gradients(d_own, lse2, delta)
             dq, dk, dv, d_extra_k, d_extra_v = (q.new_empty(0) for _ in range(5))
+            hopper = _on_hopper(inputs, where, scale, kernels)
             if wanted[0]:
-                dq = backward_queries(inputs, gradients, where, scale, capability)
+                run = hopper_backward_queries if hopper else backward_queries
+                dq = run(inputs, gradients, where, scale, capability)
             if wanted[1]:
-                dk, dv = backward_keys(inputs, gradients, where, scale, capability)
+                run_keys = hopper_backward_keys if hopper else backward_keys
+                dk, dv = run_keys(inputs, gradients, where, scale, capability)
                 add_backward_columns(dk, dv, inputs, gradients, where, scale, capability)
             if wanted[2] and extra_k is not None:
                 d_extra_k, d_extra_v = (
@@ -204,6 +215,7 @@ def _(
     patterns: str,
     causal: bool,
     scale: float,
+    kernels: str,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     flags = (wanted[0], wanted[1], wanted[1], wanted[2] and extra_k is not None, wanted[2] and extra_k is not None)
@@ -230,13 +242,13 @@ def _gradients(
 ) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad
     if d_out is None and d_lse is None:
-        return (None,) * 10
+        return (None,) * 11
     saved = ctx.saved_tensors
     d_out = torch.zeros_like(saved[3]) if d_out is None else d_out
     wanted = [needs[0], needs[1] or needs[2], needs[3] or needs[4]]
     found = run(d_out, d_lse, *saved, *ctx.rest, wanted)
     gradients = [gradient if need else None for gradient, need in zip(found, needs[:5], strict=True)]
-    return (*gradients, None, None, None, None, None)
+    return (*gradients, None, None, None, None, None, None)
 
 
 _operator.register_autograd(_operator_gradients, setup_context=_setup_context)
@@ -325,6 +337,42 @@ def _inputs(q: Tensor, k: Tensor, v: Tensor, extra_k: Tensor | None, extra_v: Te
 def _joined(parts: list[Tensor], dim: int = 2) -> Tensor:
     """The heads' parts side by side; gradients that nobody wanted are empty, and stay one empty tensor."""
     return torch.cat(parts, dim) if len(parts) > 1 and parts[0].dim() > dim else parts[0]
+
+
+def _on_hopper(inputs: Inputs, where: Geometry, scale: float, kernels: str) -> bool:
+    """Whether Hopper's kernels serve a call.
+
+    Raises:
+        NotImplementedError: they are asked for by name and do not.
+    """
+    if kernels == "triton":
+        return False
+    reason = refusal(inputs.q, inputs.k, inputs.v, where, scale, capability_of(inputs.q))
+    if reason is not None and kernels == "hopper":
+        raise NotImplementedError(f"implementation 'hopper' {reason}; use 'triton'")
+    return reason is None and (kernels == "hopper" or is_default(where))
+
+
+def hopper_forward(inputs: Inputs, where: Geometry, scale: float, capability: Capability) -> tuple[Tensor, Tensor]:
+    from .hopper.forward import forward as run  # Gluon is loaded where it runs
+
+    return run(inputs, where, scale)
+
+
+def hopper_backward_queries(
+    inputs: Inputs, gradients: Gradients, where: Geometry, scale: float, capability: Capability
+) -> Tensor:
+    from .hopper.backward_queries import backward_queries as run
+
+    return run(inputs, gradients, where, scale)
+
+
+def hopper_backward_keys(
+    inputs: Inputs, gradients: Gradients, where: Geometry, scale: float, capability: Capability
+) -> tuple[Tensor, Tensor]:
+    from .hopper.backward_keys import backward_keys as run
+
+    return run(inputs, gradients, where, scale)
 
 
 def capability_of(q: Tensor) -> Capability:

@@ -138,7 +138,9 @@ def _forward(
             lses.append(lse.view(*q.shape[:2], lse.shape[2]))
         out, lse = (torch.cat(outs, 2), torch.cat(lses, 2)) if len(outs) > 1 else (outs[0], lses[0])
         if whole:
-            static = forward_pass(q, k, v, extra_k, extra_v, cu_seqlens_q, cu_seqlens_k, patterns, causal, scale)
+            static = forward_pass(
+                q, k, v, extra_k, extra_v, cu_seqlens_q, cu_seqlens_k, patterns, causal, scale, "triton"
+            )
             out, lse = merge_two(*static, out, lse)
     return out, lse
 
@@ -210,7 +212,7 @@ def _backward(
             return dq, dk, dv, q.new_empty(0), q.new_empty(0)
         d_q, d_k, d_v, d_extra_k, d_extra_v = backward_pass(
             d_out, d_lse, q, k, v, out, lse, extra_k, extra_v, cu_seqlens_q, cu_seqlens_k, patterns, causal, scale,
-            [True, True, extra_k is not None],
+            "triton", [True, True, extra_k is not None],
         )  # fmt: skip
         return d_q.add_(dq), d_k.add_(dk), d_v.add_(dv), d_extra_k, d_extra_v
 

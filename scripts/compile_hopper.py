@@ -1,0 +1,68 @@
+"""How Hopper's kernels in Gluon are compiled ahead of time; `scripts/compile_kernels.py` asks.
+
+Triton's interpreter cannot run them: that they compile, keep their products apart and spill next to nothing is all that a
+machine without the GPU can tell. Parts: "window" has an interval, "chunks" chunks beside it.
+"""
+
+from types import SimpleNamespace
+from typing import Any
+
+KERNELS = ("hopper_forward", "hopper_backward_keys", "hopper_backward_queries")
+HEAD_DIMS = (64, 128)
+# Bytes a thread that are let pass: numbers kept outside the loops over tiles, most in packed documents.
+SPILLED = 160
+
+
+def compiled(kernel_name: str, head_dim: int, element: str, dtype: str, packed: bool, chunks: bool) -> Any:
+    """One kernel compiled for compute capability 9.0, 4 query heads to a KV head.
+
+    Args:
+        element, dtype: The same type as Triton's signatures and as Gluon's language name it: "bf16" and "bfloat16".
+    """
+    import importlib
+
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    name = kernel_name.removeprefix("hopper_")
+    module = importlib.import_module(f"sparse_attn.kernels.attention.hopper.{name}")
+    kernel = getattr(module, f"{name}_kernel")
+    constants = getattr(module, f"{name}_constants")(SimpleNamespace(chunks=int(chunks), packed=packed), 4, head_dim)
+    rows, keys = constants.pop("ROWS", 64), constants.pop("KEYS", 128 if name == "forward" else 64)
+    if not packed:
+        constants |= {"blocks": None, "documents": None}
+    by_row = dict.fromkeys(("q", "out", "d_out", "dq_out"), _tile_type(element, dtype, rows, head_dim))
+    by_key = dict.fromkeys(("k", "v", "dk_out", "dv_out"), _tile_type(element, dtype, keys, head_dim))
+    types = by_row | by_key | dict.fromkeys(("out_rows", "dq_rows", "dk_rows", "dv_rows"), f"*{element}")
+    types |= {"lse": "*fp32", "scale": "fp32", "scale2": "fp32"}
+    types |= dict.fromkeys(("lse2", "delta"), _run_type(rows) if name == "backward_keys" else "*fp32")
+    types |= dict.fromkeys(("blocks", "documents", "parameters"), "*i32")
+    signature = {
+        argument: "constexpr" if argument in constants else types.get(argument, "i32") for argument in kernel.arg_names
+    }
+    source = GluonASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs={(kernel.arg_names.index(argument),): value for argument, value in constants.items()},
+        attrs={
+            (index,): [["tt.divisibility", 16]]
+            for index, argument in enumerate(kernel.arg_names)
+            if signature[argument].startswith("*")
+        },
+    )
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+
+
+def _tile_type(element: str, dtype: str, rows: int, head_dim: int) -> str:
+    from triton.experimental.gluon import language as gl
+
+    block = [1, 1, rows, head_dim]
+    layout = gl.NVMMASharedLayout.get_default_for(block, getattr(gl, dtype))
+    return f"tensordesc<{element}{block},{layout!r}>"
+
+
+def _run_type(rows: int) -> str:
+    from triton.experimental.gluon import language as gl
+
+    return f"tensordesc<fp32[1, {rows}],{gl.NVMMASharedLayout(0, 32, 2)!r}>"

@@ -1,0 +1,268 @@
+"""Backward kernel for queries on Hopper: the interval's part of `kernels/attention/backward_queries.py`.
+
+    s = log2(e) * scale * q k^T;  p = 2^(s - lse2);  dq = scale * sum ds k,  ds = p * (dout v^T - delta)
+
+As in the forward kernel, one warp loads and warpgroups of 64 query rows compute: s and dout v^T of tile i + 1 are issued
+behind the product ds k of tile i, whose weights stay in registers. Nothing is corrected, since the LSE is known.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from ..geometry import Geometry
+from ..launch import Gradients, Inputs
+from ..tiles import LOG2_E
+from .blocks import clean, interval_bounds, locate_queries, narrowed, store_rows
+from .descriptors import copyable, head_first, programs_of
+
+ROWS = 64  # of a warpgroup
+
+
+@gluon.jit
+def _load(
+    q, d_out, k, v, blocks, documents, parameters, q_tiles, d_tiles, k_tiles, v_tiles,
+    q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, n_blocks, n_heads, n_queries, n_keys, offset, left, right, total,
+    CHUNKS: gl.constexpr, PACKED: gl.constexpr, GROUP: gl.constexpr,
+):  # fmt: skip
+    CONSUMERS: gl.constexpr = q_tiles.type.shape[0]
+    ROWS: gl.constexpr = q.block_type.shape[2]
+    KEYS: gl.constexpr = k.block_type.shape[2]
+    SLOTS: gl.constexpr = k_tiles.type.shape[0]
+    loaded = 0
+    phase = 0
+    for nth in range(gl.program_id(0), total, gl.num_programs(0)):
+        batch, head, _, _, row, k_start, _, begin, tiles, _, _ = locate_queries(
+            nth, blocks, documents, parameters, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
+            CHUNKS, PACKED, ROWS * CONSUMERS, KEYS,
+        )  # fmt: skip
+        for c in gl.static_range(CONSUMERS):
+            ready = q_ready.index(c)
+            mbarrier.wait(q_empty.index(c), phase ^ 1)
+            mbarrier.expect(ready, q.block_type.nbytes + d_out.block_type.nbytes)
+            tma.async_copy_global_to_shared(q, [batch, head, row + ROWS * c, 0], ready, q_tiles.index(c))
+            tma.async_copy_global_to_shared(d_out, [batch, head, row + ROWS * c, 0], ready, d_tiles.index(c))
+        phase ^= 1
+        kv_head = head // GROUP
+        for tile in range(tiles):
+            at = k_start + begin + tile * KEYS
+            slot = loaded % SLOTS
+            emptied = (loaded // SLOTS & 1) ^ 1
+            mbarrier.wait(k_empty.index(slot), emptied)
+            mbarrier.expect(k_ready.index(slot), k.block_type.nbytes)
+            tma.async_copy_global_to_shared(k, [batch, kv_head, at, 0], k_ready.index(slot), k_tiles.index(slot))
+            mbarrier.wait(v_empty.index(slot), emptied)
+            mbarrier.expect(v_ready.index(slot), v.block_type.nbytes)
+            tma.async_copy_global_to_shared(v, [batch, kv_head, at, 0], v_ready.index(slot), v_tiles.index(slot))
+            loaded += 1
+
+
+@gluon.jit
+def _step(
+    q, d_out, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, used, first, start, own_keys, held, dq, lse2, delta,
+    low, high, scale2, MASKED: gl.constexpr, PACKED: gl.constexpr,
+):  # fmt: skip
+    """Take tile number `used` of the ring, and end the product of the tile before it, whose weights `held` are."""
+    SLOTS: gl.constexpr = k_tiles.type.shape[0]
+    KEYS: gl.constexpr = k_tiles.type.shape[1]
+    ROWS: gl.constexpr = q.shape[0]
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
+    p_layout: gl.constexpr = held.type.layout
+    ELEMENT: gl.constexpr = k_tiles.dtype
+    slot = used % SLOTS
+    phase = used // SLOTS & 1
+    before = (
+        gl.where(used == first, used, used - 1) % SLOTS
+    )  # the first tile stands in: it is there, and its weights are 0
+    mbarrier.wait(k_ready.index(slot), phase)
+    if PACKED and start + KEYS > own_keys:
+        clean(k_tiles.index(slot), start, 0, own_keys)
+    blank = gl.zeros([ROWS, KEYS], gl.float32, s_layout)
+    logits = warpgroup_mma(q, k_tiles.index(slot).permute((1, 0)), blank, use_acc=False, is_async=True)
+    mbarrier.wait(v_ready.index(slot), phase)
+    d_weights = warpgroup_mma(d_out, v_tiles.index(slot).permute((1, 0)), blank, use_acc=False, is_async=True)
+    dq = warpgroup_mma(held, k_tiles.index(before), dq, is_async=True)
+    logits = warpgroup_mma_wait(2, deps=(logits,))
+    if MASKED:
+        j = (start + gl.arange(0, KEYS, gl.SliceLayout(0, s_layout)))[None, :]
+        keep = (low[:, None] <= j) & (j < high[:, None])
+        weights = gl.exp2(gl.where(keep, logits * scale2 - lse2[:, None], float("-inf")))
+    else:
+        weights = gl.exp2(logits * scale2 - lse2[:, None])
+    # A second look at a barrier that has been passed ends a block of instructions: without it the compiler waits for the
+    # product before it takes the powers.
+    mbarrier.wait(v_ready.index(slot), phase)
+    d_weights, weights = warpgroup_mma_wait(1, deps=(d_weights, weights))
+    mbarrier.arrive(v_empty.index(slot))
+    d_logits = weights * (d_weights - delta[:, None])
+    if MASKED and PACKED:
+        d_logits = gl.where(keep, d_logits, 0.0)  # another document's values may be NaN
+    mbarrier.wait(k_ready.index(slot), phase)
+    dq, held, d_logits = warpgroup_mma_wait(0, deps=(dq, held, d_logits))
+    mbarrier.arrive(k_empty.index(before), pred=used > first)
+    held = narrowed(d_logits, p_layout, ELEMENT)
+    return held, dq
+
+
+@gluon.jit
+def _compute(
+    q_tiles, d_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty,
+    dq_out, dq_rows, lse2, delta, blocks, documents, parameters, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
+    total, stride_gb, stride_gt, stride_gh, stride_row, scale, scale2, c, CHUNKS: gl.constexpr, PACKED: gl.constexpr,
+):  # fmt: skip
+    CONSUMERS: gl.constexpr = q_tiles.type.shape[0]
+    SLOTS: gl.constexpr = k_tiles.type.shape[0]
+    KEYS: gl.constexpr = k_tiles.type.shape[1]
+    ROWS: gl.constexpr = q_tiles.type.shape[1]
+    D: gl.constexpr = q_tiles.type.shape[2]
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
+    o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    row_layout: gl.constexpr = gl.SliceLayout(1, s_layout)
+    q_tile = q_tiles.index(c)
+    d_tile = d_tiles.index(c)
+    used = 0
+    phase = 0
+    for nth in range(gl.program_id(0), total, gl.num_programs(0)):
+        batch, head, x, stop, row, _k_start, own_keys, begin, tiles, masked_left, free_stop = locate_queries(
+            nth, blocks, documents, parameters, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
+            CHUNKS, PACKED, ROWS * CONSUMERS, KEYS,
+        )  # fmt: skip
+        x += c * ROWS
+        row += c * ROWS
+        i = x + gl.arange(0, ROWS, row_layout)
+        low, high = interval_bounds(i, own_keys, left, right, parameters, CHUNKS)
+        rows_at = (batch.to(gl.int64) * n_heads + head) * stride_row + row + gl.arange(0, ROWS, row_layout)
+        lse_row = gl.load(lse2 + rows_at, mask=i < stop, other=float("inf"))
+        delta_row = gl.load(delta + rows_at, mask=i < stop, other=0.0)
+        held = gl.zeros([ROWS, KEYS], q_tiles.dtype, gl.DotOperandLayout(0, o_layout, 2))
+        dq = gl.zeros([ROWS, D], gl.float32, o_layout)
+        first = used
+        mbarrier.wait(q_ready.index(c), phase)
+        phase ^= 1
+        for tile in range(0, masked_left):
+            held, dq = _step(
+                q_tile, d_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, used, first, begin + tile * KEYS,
+                own_keys, held, dq, lse_row, delta_row, low, high, scale2, True, PACKED,
+            )  # fmt: skip
+            used += 1
+        for tile in range(masked_left, free_stop):
+            held, dq = _step(
+                q_tile, d_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, used, first, begin + tile * KEYS,
+                own_keys, held, dq, lse_row, delta_row, low, high, scale2, False, PACKED,
+            )  # fmt: skip
+            used += 1
+        for tile in range(free_stop, tiles):
+            held, dq = _step(
+                q_tile, d_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, used, first, begin + tile * KEYS,
+                own_keys, held, dq, lse_row, delta_row, low, high, scale2, True, PACKED,
+            )  # fmt: skip
+            used += 1
+        mbarrier.arrive(q_empty.index(c))
+        dq = warpgroup_mma(held, k_tiles.index((used - 1) % SLOTS), dq, is_async=True)
+        dq, held = warpgroup_mma_wait(0, deps=(dq, held))
+        mbarrier.arrive(k_empty.index((used - 1) % SLOTS))
+        result = (dq * scale).to(out_tiles.dtype)
+        if PACKED and stop - x < ROWS:
+            store_rows(dq_rows, batch, head, row, stop - x, result, stride_gb, stride_gt, stride_gh)
+        else:
+            tma.store_wait(0)
+            gl.thread_barrier()
+            out_tiles.index(c).store(result)
+            fence_async_shared()
+            tma.async_copy_shared_to_global(dq_out, [batch, head, row, 0], out_tiles.index(c).reshape([1, 1, ROWS, D]))
+    tma.store_wait(0)
+
+
+@gluon.jit(
+    do_not_specialize=["n_queries", "n_keys", "n_blocks", "n_heads", "offset", "total", "left", "right", "stride_row"],
+    do_not_specialize_on_alignment=["stride_row"],
+)
+def backward_queries_kernel(
+    q, d_out, k, v, dq_out, dq_rows, lse2, delta, blocks, documents, parameters,
+    n_blocks, n_heads, n_queries, n_keys, offset, left, right, total, stride_gb, stride_gt, stride_gh, stride_row,
+    scale, scale2, CHUNKS: gl.constexpr, PACKED: gl.constexpr, GROUP: gl.constexpr, SLOTS: gl.constexpr,
+):  # fmt: skip
+    CONSUMERS: gl.constexpr = 2
+    ROWS: gl.constexpr = q.block_type.shape[2]
+    KEYS: gl.constexpr = k.block_type.shape[2]
+    D: gl.constexpr = k.block_type.shape[3]
+    flat: gl.constexpr = gl.NVMMASharedLayout.get_default_for([KEYS, D], q.dtype)
+    one: gl.constexpr = mbarrier.MBarrierLayout()
+    q_tiles = gl.allocate_shared_memory(q.dtype, [CONSUMERS, ROWS, D], flat)
+    d_tiles = gl.allocate_shared_memory(q.dtype, [CONSUMERS, ROWS, D], flat)
+    out_tiles = gl.allocate_shared_memory(q.dtype, [CONSUMERS, ROWS, D], flat)
+    k_tiles = gl.allocate_shared_memory(q.dtype, [SLOTS, KEYS, D], flat)
+    v_tiles = gl.allocate_shared_memory(q.dtype, [SLOTS, KEYS, D], flat)
+    q_ready = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], one)
+    q_empty = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], one)
+    k_ready = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], one)
+    k_empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], one)
+    v_ready = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], one)
+    v_empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], one)
+    for c in gl.static_range(CONSUMERS):
+        mbarrier.init(q_ready.index(c), count=1)
+        mbarrier.init(q_empty.index(c), count=1)
+    for s in gl.static_range(SLOTS):
+        mbarrier.init(k_ready.index(s), count=1)
+        mbarrier.init(k_empty.index(s), count=CONSUMERS)
+        mbarrier.init(v_ready.index(s), count=1)
+        mbarrier.init(v_empty.index(s), count=CONSUMERS)
+    gl.warp_specialize([
+        (_compute, (
+            q_tiles, d_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty,
+            dq_out, dq_rows, lse2, delta, blocks, documents, parameters, n_blocks, n_heads, n_queries, n_keys, offset,
+            left, right, total, stride_gb, stride_gt, stride_gh, stride_row, scale, scale2, 0, CHUNKS, PACKED,
+        )),
+        (_compute, (
+            q_tiles, d_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty,
+            dq_out, dq_rows, lse2, delta, blocks, documents, parameters, n_blocks, n_heads, n_queries, n_keys, offset,
+            left, right, total, stride_gb, stride_gt, stride_gh, stride_row, scale, scale2, 1, CHUNKS, PACKED,
+        )),
+        (_load, (
+            q, d_out, k, v, blocks, documents, parameters, q_tiles, d_tiles, k_tiles, v_tiles,
+            q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, n_blocks, n_heads, n_queries, n_keys, offset,
+            left, right, total, CHUNKS, PACKED, GROUP,
+        )),
+    ], [4, 1], [240, 24])  # fmt: skip
+
+
+def backward_queries(inputs: Inputs, gradients: Gradients, where: Geometry, scale: float) -> Tensor:
+    """dq in q's dtype."""
+    q, k, v, d_out = inputs.q, inputs.k, inputs.v, copyable(gradients.d_out)
+    dq = torch.empty_like(q, memory_format=torch.contiguous_format)
+    assert where.main is not None
+    batch, n_queries, n_heads, head_dim = q.shape
+    n_blocks, table = where.blocks(where.main, 2 * ROWS, "q", q.device)
+    total = n_blocks * n_heads * batch
+    if total == 0:
+        return dq
+    constants = backward_queries_constants(where, n_heads // k.shape[2], head_dim)
+    keys = constants.pop("KEYS")
+    backward_queries_kernel[(min(total, programs_of(q.device)),)](
+        head_first(q, ROWS), head_first(d_out, ROWS), head_first(k, keys), head_first(v, keys), head_first(dq, ROWS), dq,
+        gradients.lse2, gradients.delta, table, where.document_table(q.device), where.numbers(q.device),
+        n_blocks, n_heads, n_queries, k.shape[1], k.shape[1] - n_queries, where.left, where.right, total,
+        dq.stride(0), dq.stride(1), dq.stride(2), gradients.lse2.stride(1), scale, scale * LOG2_E, **constants, num_warps=4,
+    )  # fmt: skip
+    return dq
+
+
+def backward_queries_constants(where: Geometry, group: int, head_dim: int) -> dict[str, Any]:
+    """What the kernel is compiled for, and the number of keys of a tile."""
+    return {
+        "CHUNKS": where.chunks,
+        "PACKED": where.packed,
+        "GROUP": group,
+        "SLOTS": 3 if where.packed and head_dim == 128 else 4,
+        "KEYS": 64,
+    }

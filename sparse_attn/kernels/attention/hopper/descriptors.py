@@ -1,0 +1,39 @@
+"""How tensors are handed to Hopper's kernels."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+_ELEMENTS = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16, torch.float32: gl.float32}
+
+
+def head_first(tensor: Tensor, rows: int) -> TensorDescriptor:
+    """A descriptor over ``[B, H, N, D]`` of a tensor ``[B, N, H, D]``, of which a tile has so many rows of one head."""
+    batch, tokens, heads, head_dim = tensor.shape
+    by_batch, by_token, by_head, _ = tensor.stride()
+    block = [1, 1, rows, head_dim]
+    layout = gl.NVMMASharedLayout.get_default_for(block, _ELEMENTS[tensor.dtype])
+    shape, strides = [batch, heads, tokens, head_dim], [by_batch, by_head, by_token, 1]
+    return TensorDescriptor(tensor, shape, strides, block, layout)
+
+
+def copyable(tensor: Tensor) -> Tensor:
+    """The tensor on strides that the bulk copy engine takes: positive multiples of 16 bytes."""
+    fits = all(stride > 0 and stride * tensor.element_size() % 16 == 0 for stride in tensor.stride()[:-1])
+    return tensor if fits and tensor.data_ptr() % 16 == 0 else tensor.contiguous()
+
+
+def rows_of(tensor: Tensor, rows: int) -> TensorDescriptor:
+    """A descriptor over ``[B * H, N]`` of two numbers a row, ``[B, H, N]``, of which a tile has so many of one head."""
+    flat = tensor.flatten(0, 1)
+    layout = gl.NVMMASharedLayout(0, 32, 2)
+    return TensorDescriptor(flat, list(flat.shape), list(flat.stride()), [1, rows], layout)
+
+
+@lru_cache(maxsize=16)
+def programs_of(device: torch.device) -> int:
+    """A persistent program for each multiprocessor."""
+    return torch.cuda.get_device_properties(device).multi_processor_count

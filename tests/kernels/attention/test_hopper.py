@@ -1,0 +1,117 @@
+"""Hopper's kernels against the oracle, where there is such a GPU; what they refuse, everywhere."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from sparse_attn import Pattern, Sinks, Window, attention, parse
+from sparse_attn.testing.judge_attention import judge_attention
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+ON_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+
+
+def inputs(
+    T: int, S: int, Hq: int, Hkv: int, D: int, dtype: torch.dtype = torch.bfloat16, B: int = 1
+) -> dict[str, torch.Tensor]:
+    shapes = {"q": (T, Hq), "k": (S, Hkv), "v": (S, Hkv)}
+    return {name: torch.randn(B, n, heads, D, device=DEVICE).to(dtype) for name, (n, heads) in shapes.items()}
+
+
+def judge(given: dict[str, torch.Tensor], pattern: str, **options: Any) -> None:
+    judge_attention(given, parse(pattern), implementation="hopper", **options)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not ON_HOPPER, reason="needs an H100 or H200")
+class TestOnHopper:
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+    @pytest.mark.parametrize("D", [64, 128])
+    @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+    @pytest.mark.parametrize(
+        ("pattern", "T", "S"),
+        [
+            ("window(300)", 1300, 1500),
+            ("window(700)", 1024, 1024),
+            ("window(100) | chunked(256)", 1000, 1000),
+            ("window(5, right=40)", 500, 513),
+            ("chunked(192)", 777, 800),
+            ("window(1)", 300, 300),
+            ("full()", 1, 700),
+            ("full()", 400, 900),
+            ("window(30)", 1, 1),
+        ],
+    )
+    def test_shapes(self, pattern: str, T: int, S: int, causal: bool, D: int, dtype: torch.dtype) -> None:
+        judge(inputs(T, S, 8, 2, D, dtype), pattern, causal=causal)
+
+    @pytest.mark.parametrize("D", [64, 128])
+    @pytest.mark.parametrize(("Hq", "Hkv"), [(4, 4), (6, 1)])
+    def test_heads_and_examples(self, Hq: int, Hkv: int, D: int) -> None:
+        judge(inputs(300, 400, Hq, Hkv, D, B=3), "window(130)", scale=0.3)
+
+    @pytest.mark.parametrize("D", [64, 128])
+    @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+    def test_packed_documents(self, D: int, causal: bool) -> None:
+        packed = {name: tensor[0] for name, tensor in inputs(700, 900, 4, 2, D).items()}
+        bounds = {"cu_seqlens_q": [0, 10, 10, 341, 342, 700], "cu_seqlens_k": [0, 10, 20, 470, 500, 900]}
+        for pattern in ("window(150)", "window(20) | chunked(128)", "full()"):
+            judge(packed, pattern, causal=causal, **bounds)
+
+    @pytest.mark.parametrize("D", [64, 128])
+    def test_a_bad_document_reaches_no_other(self, D: int) -> None:
+        packed = {name: tensor[0] for name, tensor in inputs(900, 900, 4, 2, D).items()}
+        arguments: dict[str, Any] = {"pattern": Window(150), "cu_seqlens_q": [0, 200, 500, 900]}
+        before = attention(**packed, **arguments, implementation="hopper")
+        for tensor in packed.values():
+            tensor[200:500] = float("nan")
+        leaves = {name: tensor.requires_grad_() for name, tensor in packed.items()}
+        after = attention(**leaves, **arguments, implementation="hopper")
+        after.nan_to_num().sum().backward()
+        for rows in (slice(0, 200), slice(500, 900)):
+            assert torch.equal(after[rows], before[rows])
+            assert all(torch.isfinite(leaf.grad[rows]).all() for leaf in leaves.values())
+
+    def test_strided_inputs_are_read_right(self) -> None:
+        given = inputs(500, 500, 4, 2, 128, B=2)
+        arguments: dict[str, Any] = {"pattern": Window(90), "implementation": "hopper"}
+        expected = attention(**given, **arguments)
+        heads_first = {name: x.transpose(1, 2).contiguous().transpose(1, 2) for name, x in given.items()}
+        padded = {name: torch.cat([x, x], -1)[..., : x.shape[-1]] for name, x in given.items()}
+        for views in (heads_first, padded):
+            assert torch.equal(attention(**views, **arguments), expected)
+
+    def test_gradients_repeat_to_the_bit(self) -> None:
+        given = inputs(3000, 3000, 8, 2, 128)
+        runs = []
+        for _ in range(3):
+            leaves = {name: tensor.clone().requires_grad_() for name, tensor in given.items()}
+            out = attention(**leaves, pattern=Window(700), implementation="hopper")
+            out.square().sum().backward()
+            runs.append([out, *(leaf.grad for leaf in leaves.values())])
+        for run in runs[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(runs[0], run, strict=True))
+
+    @pytest.mark.parametrize("pattern", [Window(9) | Sinks(2), Window(9).within(Window(4)) | parse("random(1)")])
+    def test_other_patterns_are_refused_by_name_and_served_without(self, pattern: Pattern) -> None:
+        given = inputs(200, 200, 2, 1, 64)
+        with pytest.raises(NotImplementedError, match=r"'hopper' takes patterns of windows, .*; use 'triton'"):
+            attention(**given, pattern=pattern, implementation="hopper")
+        attention(**given, pattern=pattern)
+
+    def test_what_is_refused(self) -> None:
+        for given, options, text in (
+            (inputs(99, 99, 2, 1, 96), {}, "head dims 64 and 128, got 96"),
+            (inputs(99, 99, 2, 1, 64, torch.float32), {}, "float16 and bfloat16, got torch.float32"),
+            (inputs(99, 99, 2, 1, 64), {"scale": -1.0}, "not negative, got -1.0"),
+        ):
+            with pytest.raises(NotImplementedError, match=text):
+                attention(**given, pattern=Window(9), implementation="hopper", **options)
+            attention(**given, pattern=Window(9), **options)
+
+
+@pytest.mark.skipif(ON_HOPPER, reason="here they run")
+def test_another_device_is_refused_by_name() -> None:
+    with pytest.raises(NotImplementedError, match=r"implementation '(hopper|triton)' (needs|takes) .*; use"):
+        attention(**inputs(20, 20, 2, 1, 64), pattern=Window(4), implementation="hopper")
