@@ -1,6 +1,6 @@
 """What a window, sinks and a correction of rank r keep of a real model's dense attention: JSON, a picture, and a table.
 
-    PYTHONPATH=. python scripts/low_rank_view.py --out low-rank [--model FOLDER] [--layers 0 10 20 29] [--tokens 1024]
+    PYTHONPATH=. python scripts/low_rank_view.py --tokens 512 --window 64 --out benchmarks/results/cpu/low_rank
 
 Reads the beginning of the book that comes with the package. Writes OUT.json and OUT.png.
 """

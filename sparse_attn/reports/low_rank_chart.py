@@ -46,7 +46,7 @@ def draw_low_rank(views: dict[str, dict[str, Any]], path: Path, *, title: str = 
             axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("mass of an average query", color=FAINT_INK)
     axes[1][0].set_ylabel("caught of the mass elsewhere", color=FAINT_INK)
-    axes[0][0].legend(frameon=False, loc="lower left")
+    axes[0][0].legend(loc="lower left", framealpha=0.9)
     figure.suptitle(title, color=FAINT_INK, fontsize=10)
     content = io.BytesIO()
     figure.savefig(content, format="png", metadata={"Software": None})

@@ -123,3 +123,19 @@ def test_the_real_model_keeps_its_perplexity(length, most_pairs):
     assert math.exp(surprise() - dense) < 1.01
     spent = spent_pairs(model)
     assert sum(layer.share for layer in spent.values()) / len(spent) <= most_pairs
+
+
+@pytest.mark.slow
+def test_the_real_model_finds_its_needles_where_dense_does():
+    from sparse_attn.evals.comparison import ANSWER_TOKENS, needle_prompts
+    from sparse_attn.evals.needle import is_found
+    from sparse_attn.hf.measure import HfReader
+    from sparse_attn.patterns.covering import auto
+
+    reader = HfReader(*load_default())
+    text = [paragraph for paragraph in paragraphs(book_text()) if not is_heading(paragraph)]
+    for prompt in needle_prompts(reader, text, [4096], [0.0, 0.25, 0.5, 0.75])[4096]:
+        reader.attend([None] * reader.layers)
+        dense = is_found(prompt.secret, reader.read(prompt.tokens, answer_tokens=ANSWER_TOKENS).answer)
+        reader.attend([repr(auto())] * reader.layers)
+        assert is_found(prompt.secret, reader.read(prompt.tokens, answer_tokens=ANSWER_TOKENS).answer) >= dense
