@@ -185,7 +185,7 @@ def picture(groups: list[dict[str, list[Run]]], path: Path) -> None:
         axis.set_xticks(range(len(TASKS)), list(TASKS.values()), fontsize=7)
         axis.set_title(f"recipe {letter}", fontsize=10)
         axis.set_ylim(0, 1.02)
-        axis.legend(fontsize=6, loc="center right")
+        axis.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncol=3, frameon=False)
     axes[0][0].set_ylabel("accuracy, facts > 10,000 tokens away", fontsize=8)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
@@ -318,8 +318,9 @@ Seeds of each variant and recipe (three were asked for):
 - A second and third seed of anything here, recall included: GPU time ended. One seed's cells of 24 to 256 documents have
   a standard error of about 0.01 near 0.95 and 0.03 near 0.5.
 - The script's defaults are the next recipe: 32 blocks (still under a sixth of the FLOPs), and a rate 20 times higher for what
-  only a variant has, since pooling starts at zero and cannot move far at the base's rate. Run on a CPU at tiny size only. By the times of recipe C a seed of dense, window, anchors (with
-  `--first 256x64x600`) and gated TopBlocks takes about 3 minutes of an H100: `--seeds 0 1 2` is the command.
+  only a variant has, since pooling starts at zero and cannot move far at the base's rate. Run on a CPU at tiny size only.
+  By the times of recipe C a seed of dense, window, anchors (with `--first 256x64x600`) and gated TopBlocks takes about
+  3 minutes of an H100: `--seeds 0 1 2` is the command.
 - One size of model; lengths between 1,024 and 16,384 tokens are trained on but not tested; linear attention (Gated
   DeltaNet) was not checked against its outside figure.
 """

@@ -213,7 +213,7 @@ def test_any_pattern_may_stand_beside_a_choice() -> None:
 
 def test_autocast_changes_no_choice() -> None:
     """Scores of narrow numbers would tie or turn round where float32 tells blocks apart."""
-    q, k = torch.randn(1, 96, 2, 16), torch.randn(1, 96, 2, 16)
+    q, k = torch.randn(1, 400, 2, 16), torch.randn(1, 400, 2, 16)
     pattern = parse("window(4) | topblocks(3, block=4)")
     expected_choice = select_blocks(q, k, pattern)
     with torch.autocast("cpu", torch.bfloat16):
