@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..ops import attention, chosen_pairs, select_blocks
+from ..ops import attention, select_blocks
+from ..ops import spent_pairs as count_pairs
 from ..patterns import Full, Pattern
 from ..patterns.chosen import Choice, split_choice
 from ..patterns.covering import Covering
@@ -119,7 +120,8 @@ def attend_by_coverage(
         out = attention(q, k, v, full, scale=scale, implementation=implementation, **where)
     else:
         selected = select_blocks(q, k, pattern, scale=scale, **where)
-        spent.add(chosen_pairs(selected, pattern, q.shape[-3], k.shape[-3], **where), dense)
+        counts = count_pairs(selected, pattern, q.shape[-3], k.shape[-3], **where)
+        spent.add(counts.view(-1, heads).sum(0).tolist(), dense)
         out = attention(q, k, v, pattern, scale=scale, selected=selected, implementation=implementation, **where)
     assert isinstance(out, Tensor)
     return out

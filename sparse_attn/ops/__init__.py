@@ -3,7 +3,6 @@
 from .anchor_tree import TreeWeights, tree_keys
 from .anchors import Anchored, AnchorState, AnchorWeights, anchor_keys, anchor_scan, pool_blocks, read_anchors
 from .attention import attention
-from .chosen_pairs import chosen_pairs
 from .compressed_attention import compressed_attention
 from .merge import merge
 from .select_blocks import select_blocks
@@ -17,7 +16,6 @@ __all__ = [
     "anchor_keys",
     "anchor_scan",
     "attention",
-    "chosen_pairs",
     "compressed_attention",
     "merge",
     "pool_blocks",

@@ -6,8 +6,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_attn import CoverBlocks, Full, Sinks, TopBlocks, VerticalSlash, Window, attention, parse, select_blocks
-from sparse_attn.ops import chosen_pairs
+from sparse_attn import (
+    CoverBlocks,
+    Full,
+    Sinks,
+    Strided,
+    TopBlocks,
+    VerticalSlash,
+    Window,
+    attention,
+    parse,
+    select_blocks,
+)
+from sparse_attn.ops import spent_pairs
 from sparse_attn.ops.cover_blocks import heaviest_blocks
 from sparse_attn.patterns.chosen import split_choice
 from sparse_attn.testing import assert_within_budget
@@ -15,6 +26,7 @@ from sparse_attn.testing.judge_attention import judge_attention
 
 COVER = CoverBlocks(0.6, block=8, rows=16, stride=4)
 SLASH = VerticalSlash(0.6, queries=8, block=4, rows=16)
+STATIC = [Window(16) | Sinks(3), Window(5), Window(24) | Sinks(20), Sinks(7), Window(5) | Strided(4)]
 SHAPES = {"whole": (70, 70), "last-queries": (19, 61), "one-query": (1, 50), "one-tile": (16, 16), "one-key": (1, 1)}
 
 
@@ -94,13 +106,13 @@ def test_documents_choose_as_if_alone(bounds):
         pattern = Window(4) | term
         out = attention(q, k, v, pattern, **where)
         selected = select_blocks(q, k, pattern, scale=0.25, **where)
-        pairs = [0] * 4
+        pairs = torch.zeros(4, dtype=torch.int64)
         for (n_queries, n_keys), q1, k1 in zip(lengths, bounds[0][1:], bounds[1][1:], strict=True):
             own = q[None, q1 - n_queries : q1], k[None, k1 - n_keys : k1], v[None, k1 - n_keys : k1]
             torch.testing.assert_close(out[None, q1 - n_queries : q1], attention(*own, pattern), rtol=1e-4, atol=1e-5)
             alone = select_blocks(own[0], own[1], pattern, scale=0.25)
-            pairs = [a + b for a, b in zip(pairs, chosen_pairs(alone, pattern, n_queries, n_keys), strict=True)]
-        assert chosen_pairs(selected, pattern, q.shape[0], k.shape[0], **where) == pairs
+            pairs += spent_pairs(alone, pattern, n_queries, n_keys)[0]
+        assert torch.equal(spent_pairs(selected, pattern, q.shape[0], k.shape[0], **where), pairs)
 
 
 def test_nan_in_one_document_spoils_no_other():
@@ -122,7 +134,7 @@ def test_no_later_tile_changes_an_earlier_one():
 
 
 @pytest.mark.parametrize("limit", [None, 20], ids=["all", "within"])
-@pytest.mark.parametrize("static", [Window(16) | Sinks(3), Window(5), Window(24) | Sinks(20), Sinks(7)], ids=repr)
+@pytest.mark.parametrize("static", STATIC, ids=repr)
 @pytest.mark.parametrize("shape", [(50, 50), (13, 45), (1, 30)], ids=str)
 def test_pairs_are_counted_as_a_mask_would(shape, static, limit):
     n_queries, n_keys = shape
@@ -143,7 +155,7 @@ def test_pairs_are_counted_as_a_mask_would(shape, static, limit):
                         if block >= 0:
                             chosen[t, block * term.block : (block + 1) * term.block] = True
                 expected[head] += int((kept | (chosen & seen)).sum())
-        assert chosen_pairs(selected, pattern, *shape) == expected
+        assert spent_pairs(selected, pattern, *shape).sum(0).tolist() == expected
 
 
 def test_what_is_refused():
@@ -156,5 +168,5 @@ def test_what_is_refused():
         attention(q, k, v, COVER | TopBlocks(3))
     with pytest.raises(ValueError, match="score and compressed are for TopBlocks"):
         select_blocks(q, k, Window(16) | COVER, score="bounds")
-    with pytest.raises(ValueError, match="no term that chooses blocks"):
-        chosen_pairs(torch.zeros(1, 1, 1, 1), Window(3), 5, 5)
+    with pytest.raises(ValueError, match="must have a TopBlocks term"):
+        spent_pairs(torch.zeros(1, 1, 1, 1), Window(3), 5, 5)

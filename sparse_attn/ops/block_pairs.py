@@ -1,8 +1,7 @@
-"""How many query-key pairs an attention call with chosen blocks computes, head by head."""
+"""How many pairs a choice of one key block costs a tile of queries, by a table: quick, for the static parts that most have."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -11,58 +10,45 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..patterns import Pattern, Sinks
-from ..patterns.chosen import split_choice
-from ..patterns.documents import split_documents
+from ..patterns import Chunked, Full, Pattern, Sinks, Window
+from ..patterns.chosen import Choice, split_choice
+from ..patterns.documents import Document
 from ..patterns.layout import Groups
 from ..patterns.pattern import Within
 
 
-def chosen_pairs(
-    selected: Int[Tensor, "*B N H K"],
-    pattern: Pattern,
-    n_queries: int,
-    n_keys: int,
-    *,
-    cu_seqlens_q: Sequence[int] | None = None,
-    cu_seqlens_k: Sequence[int] | None = None,
-) -> list[int]:
-    """Pairs that causal attention computes with these chosen blocks, for each of the H heads, summed over the batch.
+def has_table(choice: Choice, causal: bool) -> bool:
+    """Whether the static part is a run of keys around each query, and sinks: all that the table knows."""
+    terms = (
+        [clause.term if isinstance(clause, Within) else clause for clause in choice.static.terms]
+        if choice.static
+        else []
+    )
+    sinks = sum(isinstance(term, Sinks) for term in terms)
+    return causal and sinks <= 1 and all(isinstance(term, Window | Chunked | Full | Sinks) for term in terms)
 
-    Args:
-        selected: As `attention` takes it; a document's rows follow those of the document before.
-        pattern: With one term that chooses blocks.
-        n_queries, n_keys: T and S; of packed documents, all tokens.
-        cu_seqlens_q, cu_seqlens_k: Boundaries of packed documents.
 
-    A chosen key that the pattern's windows, chunks or sinks name counts once. One that another static term names counts
-    twice: then the number is an upper bound.
+def pairs_by_table(
+    selected: Int[Tensor, "B N H K"], pattern: Pattern, documents: tuple[Document, ...]
+) -> Int[Tensor, "B H"]:
+    """Pairs of chosen keys that no static term names, for patterns that `has_table` accepts.
+
     Cost: O(T * S / block) once for each pattern and lengths, O(N H K) for each call.
     """
     choice = split_choice(pattern)
-    if choice is None:
-        raise ValueError(f"pattern has no term that chooses blocks, got {pattern!r}")
-    rows = selected if selected.dim() == 4 else selected[None]
-    static, first, total = 0, 0, [0] * rows.shape[2]
-    for document in split_documents(n_queries, n_keys, cu_seqlens_q, cu_seqlens_k):
-        lengths = document.n_queries, document.n_keys
-        tiles = choice.term.tiles(*lengths)
+    assert choice is not None
+    first, total = 0, torch.zeros(selected.shape[0], selected.shape[2], dtype=torch.int64)
+    for document in documents:
+        tiles = choice.term.tiles(document.n_queries, document.n_keys)
         if not tiles:
             continue
-        own = rows[:, first : first + tiles].long()
+        own = selected[:, first : first + tiles].long()
         first += tiles
-        static += 0 if choice.static is None else _static_pairs(choice.static, *lengths)
-        table = torch.from_numpy(_block_pairs(pattern, *lengths)).to(own.device)  # [tiles, blocks]
+        table = torch.from_numpy(_block_pairs(pattern, document.n_queries, document.n_keys)).to(own.device)
         named = (own >= 0) & (own < table.shape[1])
         counts = table[torch.arange(tiles, device=own.device)[:, None, None], own.clamp(0, table.shape[1] - 1)]
-        found = (counts * named).sum((0, 1, 3)).tolist()
-        total = [a + b for a, b in zip(total, found, strict=True)]
-    return [count + static * rows.shape[0] for count in total]
-
-
-@lru_cache(maxsize=64)
-def _static_pairs(pattern: Pattern, n_queries: int, n_keys: int) -> int:
-    return pattern.pairs(n_queries, n_keys)
+        total += (counts * named).sum((1, 3)).cpu()
+    return total
 
 
 @lru_cache(maxsize=8)  # the layers of a model ask for the same few
@@ -96,13 +82,13 @@ def _block_pairs(pattern: Pattern, n_queries: int, n_keys: int) -> NDArray[np.in
 
 
 def _sinks(static: Pattern | None) -> list[tuple[int | None, int]]:
-    """The cut and number of the widest `Sinks` term; narrower ones lie in it."""
+    """The cut and number of the `Sinks` term."""
     found = []
     for clause in () if static is None else static.terms:
         term, limit = (clause.term, clause.limit) if isinstance(clause, Within) else (clause, None)
         if isinstance(term, Sinks):
             found.append((None if limit is None else limit.left, term.n))
-    return sorted(found, key=lambda cut: (cut[0] is None, cut[1]))[-1:]
+    return found
 
 
 def _overlap(
