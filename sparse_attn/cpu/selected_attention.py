@@ -66,6 +66,7 @@ class SelectedAttention(torch.autograd.Function):
     """`selected_attention` with its own backward pass, which gathers again and saves two numbers for each row."""
 
     @staticmethod
+    @torch.autocast("cpu", enabled=False)  # sums are held in float32 inside autocast too
     def forward(  # type: ignore[override]
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, chosen: ChosenKeys, scale: float
     ) -> tuple[Tensor, Tensor]:
@@ -92,6 +93,7 @@ class SelectedAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @torch.autocast("cpu", enabled=False)
     def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q, k, v, out, top, total = ctx.saved_tensors
         chosen, scale, dtype = ctx.chosen, ctx.scale, top.dtype

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..ops import attention
-from ..patterns import Chunked, Dilated, Full, Global, Pattern, Sinks, Strided, Window
+from ..patterns import Chunked, Dilated, Full, Global, Hashed, Pattern, Sinks, Strided, Window
 from ..patterns.pattern import Within
 from .batch import Batch, Document, pack, unpack
 from .prefill_choice import PairCount, attend_by_coverage, covering_choice
@@ -144,6 +144,9 @@ def dropped_to_restore(pattern: Pattern, dropped: int) -> int:
     chunk sizes that stays clear of the positions it names; the fewest keys that leave such a shift are returned. Random
     blocks are drawn by absolute position: all keys come back.
 
+    Raises:
+        NotImplementedError: keys were dropped that hashing would count.
+
     >>> dropped_to_restore(Window(64), 1000), dropped_to_restore(Window(64) | Sinks(4), 1000)
     (0, 4)
     >>> dropped_to_restore(Strided(32), 1000), dropped_to_restore(Chunked(64) | Strided(3), 1000)
@@ -164,6 +167,11 @@ def dropped_to_restore(pattern: Pattern, dropped: int) -> int:
             case Global():
                 lists = [term] if term.examples is None else [term.example(n) for n in range(term.examples)]
                 named = max([named, *(position + 1 for one in lists for position in one.shared)])
+            case Hashed() if dropped:
+                raise NotImplementedError(
+                    f"the cache has dropped {dropped} keys, among which {term!r} ranks those that are left: use DynamicCache() "
+                    "without a config, which keeps all keys"
+                )
             case _:
                 return dropped
     return dropped if dropped < named else named + (dropped - named) % period

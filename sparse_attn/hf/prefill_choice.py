@@ -113,6 +113,10 @@ def attend_by_coverage(
     where: dict[str, Any] = {"cu_seqlens_q": bounds[0], "cu_seqlens_k": bounds[1]}
     lengths = _lengths(q, k, bounds)
     full: Pattern = Full() if choice.limit is None else Full().within(choice.limit)
+    if (
+        choice.limit is not None and choice.static is not None
+    ):  # a cut of the choice alone leaves the static terms whole
+        full = choice.static | full
     heads, rows = q.shape[-2], 1 if bounds[0] is not None else q.shape[0]
     dense = rows * sum(full.pairs(*own) for own in lengths)
     if all(n_queries < choice.term.rows or n_keys <= SHORT * choice.term.rows for n_queries, n_keys in lengths):

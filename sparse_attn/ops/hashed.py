@@ -145,11 +145,12 @@ def _attend(
     head = (torch.arange(q.shape[2], device=q.device) * k.shape[2] // q.shape[2])[:, None, None]
     # Indexing, whose gradient adds up in a fixed order on every device; index_select's would not on a GPU.
     own_k, own_v = (x[batch, keys, head].to(wide) for x in (k, v))
-    logits = (own_k @ (q.to(wide) * scale).transpose(1, 2)[..., None])[..., 0]  # [B, Hq, n, keys]
     empty = ~keep.any(-1, keepdim=True)
-    # A row with no keys gets logits 0 for the moment, so that neither it nor its gradient turns into NaN.
-    logits = logits.masked_fill(~keep, -math.inf).masked_fill(empty, 0.0)
-    out = (logits.softmax(-1)[:, :, :, None] @ own_v)[:, :, :, 0].masked_fill(empty, 0.0)
+    with torch.autocast(q.device.type, enabled=False):  # sums are held in float32 inside autocast too
+        logits = (own_k @ (q.to(wide) * scale).transpose(1, 2)[..., None])[..., 0]  # [B, Hq, n, keys]
+        # A row with no keys gets logits 0 for the moment, so that neither it nor its gradient turns into NaN.
+        logits = logits.masked_fill(~keep, -math.inf).masked_fill(empty, 0.0)
+        out = (logits.softmax(-1)[:, :, :, None] @ own_v)[:, :, :, 0].masked_fill(empty, 0.0)
     lse = logits.logsumexp(-1).masked_fill(empty[..., 0], -math.inf)
     return out.transpose(1, 2).to(q.dtype), lse.transpose(1, 2)
 

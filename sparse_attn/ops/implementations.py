@@ -243,6 +243,12 @@ def _hopper_selected(call: Call) -> tuple[Tensor, Tensor]:
     raise NotImplementedError("implementation 'hopper' has no kernels for chosen blocks; use 'triton'")
 
 
+def _refuse_hashed(call: Call) -> tuple[Tensor, Tensor]:
+    raise NotImplementedError(
+        "implementations 'triton' and 'hopper' have no kernels for Hashed; None runs it in plain PyTorch on any device"
+    )
+
+
 def _boundary_tensors(call: Call) -> list[Tensor | None]:
     return [
         torch.tensor(lengths, device="cpu") if isinstance(lengths, tuple) else lengths
@@ -254,8 +260,8 @@ def _boundary_tensors(call: Call) -> list[Tensor | None]:
 _IMPLEMENTATIONS: dict[str, tuple[Run, ...]] = {
     "cpu": (_cpu, _merged(_cpu, _cpu_selected)),
     "reference": (_reference, _reference_selected, _reference_hashed),
-    "triton": (partial(_kernels, kernels="triton"), _triton_selected),
-    "hopper": (partial(_kernels, kernels="hopper"), _hopper_selected),
+    "triton": (partial(_kernels, kernels="triton"), _triton_selected, _refuse_hashed),
+    "hopper": (partial(_kernels, kernels="hopper"), _hopper_selected, _refuse_hashed),
 }
 _DEFAULTS: dict[str, tuple[Run, ...]] = {
     "cpu": _IMPLEMENTATIONS["cpu"],

@@ -30,7 +30,7 @@ def select_blocks(
     pattern: Pattern | Sequence[Pattern],
     *,
     causal: bool = True,
-    scale: float = 1.0,
+    scale: float | None = None,
     cu_seqlens_q: Lengths | None = None,
     cu_seqlens_k: Lengths | None = None,
     score: str = "mean",
@@ -56,7 +56,7 @@ def select_blocks(
         q, k: As `attention` takes them, ``[B, T, Hq, D]`` and ``[B, S, Hkv, D]``, packed ``[T, H, D]``; any device.
         pattern: With one `TopBlocks` term; or one per KV head, all with the same one.
         causal, cu_seqlens_q, cu_seqlens_k: As for `attention`; boundaries on a device are read once.
-        scale: Multiplies the queries: only its sign matters.
+        scale: Multiplies the queries, ``D ** -0.5`` if None; to `TopBlocks` only its sign matters.
         score: "mean", or "bounds": an upper bound of every logit in the block (Quest).
         compressed: One key for each block, those of a document after the document's before, in place of the mean.
         per_query_head: Each query head chooses for itself (H = Hq); else the heads of a group do together (H = Hkv).
@@ -87,9 +87,9 @@ def select_blocks(
     bounds = [b.tolist() if isinstance(b, Tensor) else b for b in (call.cu_seqlens_q, call.cu_seqlens_k)]
     if compressed is not None:
         compressed = _check_compressed(compressed, k, call.choice, call.k.shape[1], bounds[1], score)
-    plain = isinstance(call.choice.term, TopBlocks) and scale > 0  # the size of the scale bears on no order
+    plain = isinstance(call.choice.term, TopBlocks) and call.scale > 0  # the size of the scale bears on no order
     selected = choose_blocks(
-        call.q if plain else call.q * scale,
+        call.q if plain else call.q * call.scale,
         call.k,
         call.patterns,
         causal=causal,
