@@ -44,8 +44,10 @@ def with_tables(readme: str) -> str:
 
 def performance() -> str:
     gpu = json.loads((RESULTS / "h100" / "attention.json").read_text())
+    chosen = json.loads((RESULTS / "h100" / "selected.json").read_text())
     cpu = RESULTS / "cpu" / "attention.json"
-    return gpu_table(gpu) + ("\n" + cpu_table(json.loads(cpu.read_text())) if cpu.exists() else "")
+    tables = [gpu_table(gpu), chosen_table(chosen)] + ([cpu_table(json.loads(cpu.read_text()))] if cpu.exists() else [])
+    return "\n".join(tables)
 
 
 def gpu_table(result: dict[str, Any]) -> str:
@@ -71,6 +73,24 @@ def gpu_table(result: dict[str, Any]) -> str:
         form = "" if row["causal"] else ", bidirectional"
         heads = f"{row['Hq']} / {row['Hkv']} x {row['D']}"
         lines.append(f"| {_code(row['pattern'])}{form} | {row['T'] // 1024}K | {heads} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def chosen_table(result: dict[str, Any]) -> str:
+    lines = [
+        f"Blocks that content chooses, on one {result['gpu']}, Hq {result['Hq']}, Hkv {result['Hkv']}, D {result['D']}, bfloat16, "
+        f"{result['date']}: `python benchmarks/selected_attention.py`. The forward pass includes the choice; `rows` queries choose "
+        "together. Dense: PyTorch's flash kernel in the same process; its backward pass was timed at 64K.",
+        "",
+        "| pattern | tokens | forward | faster than dense by | backward | faster than dense by |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        cells = [_code(row["pattern"]), f"{row['T'] // 1024}K"]
+        for step in ("forward", "backward"):
+            faster = row["times faster"].get(step)
+            cells += [_short(row["times"][step][0]), "" if faster is None else f"{faster:.1f} x"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

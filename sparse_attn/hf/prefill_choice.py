@@ -61,6 +61,7 @@ def spent_pairs(model: nn.Module, *, reset: bool = False) -> dict[int, LayerPair
         model: A model that `sparsify` changed; layers whose pattern does not choose by coverage are not in the answer.
         reset: Begin to count anew.
 
+    >>> from sparse_attn.hf import sparsify
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=1, hidden_size=64, num_attention_heads=2, vocab_size=99))
     >>> with torch.no_grad():

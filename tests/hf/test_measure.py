@@ -6,7 +6,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 from sparse_attn.evals.reader import Reader
-from sparse_attn.hf import sparsify
+from sparse_attn.hf import measure, sparsify
 from sparse_attn.hf.measure import HfReader
 from sparse_attn.hf.prefill import prefill
 from sparse_attn.patterns import Full, Sinks, Window, parse
@@ -46,7 +46,7 @@ def test_surprise_and_answer_are_the_models_own(reader, patterns):
 
 def test_surprise_in_more_than_one_chunk(reader, monkeypatch):
     whole = reader.read(PROMPT, scored=[range(1, 100)]).surprise
-    monkeypatch.setattr("sparse_attn.hf.measure.HEAD_CHUNK", 7)
+    monkeypatch.setattr(measure, "HEAD_CHUNK", 7)
     assert reader.read(PROMPT, scored=[range(1, 100)]).surprise == pytest.approx(whole, rel=1e-6)
 
 
