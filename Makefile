@@ -37,7 +37,7 @@ test-full: lint ## the same with the full matrix
 
 test-gpu: ## on a machine with a GPU, whatever PyTorch is there: kernels against the oracle, and a memory checker's run
 	@echo "== GPU tests"
-	$(GPU_PYTHON) -m pytest -q -m gpu -p no:cacheprovider tests/kernels
+	$(GPU_PYTHON) -m pytest -q -m gpu -p no:cacheprovider tests/kernels tests/ops tests/training
 	@if command -v compute-sanitizer >/dev/null; then \
 		PYTHONPATH=. compute-sanitizer --tool memcheck --error-exitcode 1 $(GPU_PYTHON) scripts/small_kernels.py; \
 	else \

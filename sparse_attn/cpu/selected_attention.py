@@ -150,9 +150,8 @@ def _add_blocks(grad: Float[Tensor, "blocks numbers"], per_key: Float[Tensor, "M
     found, which = gathered.blocks.flatten().unique(return_inverse=True)
     parts = per_key.reshape(len(which), -1)
     at = torch.stack([which, torch.arange(len(which), device="cpu")])
-    meeting = torch.sparse_coo_tensor(
-        at, torch.ones_like(parts[:, 0]), (len(found), len(which)), check_invariants=False
-    )
+    with torch.sparse.check_sparse_tensor_invariants(enable=False):  # some releases warn where nobody has said so
+        meeting = torch.sparse_coo_tensor(at, torch.ones_like(parts[:, 0]), (len(found), len(which)))
     grad[found] = grad[found].add_(torch.sparse.mm(meeting, parts))
 
 
