@@ -66,7 +66,9 @@ def judge(case: Case) -> None:
         results.append([x.detach().cpu() for x in found])
     names = ["extra_k", "extra_v", "dk", "dv", "dqueries", "dlogit", "dinitial_k", "dinitial_v", "dpooling"]
     for name, got, oracle, plain in zip(names, *results, strict=False):
-        assert_within_budget(name, got, oracle, plain)
+        # So few numbers may all happen to round well in plain PyTorch: one step of the last place is theirs anyway.
+        step = torch.finfo(got.dtype).eps * float(oracle.abs().max()) if name == "dlogit" else None
+        assert_within_budget(name, got, oracle, plain, floor=step)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
