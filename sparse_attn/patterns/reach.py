@@ -85,7 +85,7 @@ def _farthest(pattern: Pattern, layers: int, causal: bool) -> int | None:
     most_back = max((back for back, _ in spans), default=0)
     most_ahead = max((ahead for _, ahead in spans), default=0)
     period = math.lcm(*(size for size, _, _ in chunks))
-    if period > _PERIOD_LIMIT or layers * period > _FAR:  # too many places: the longest hop every time is the bound left
+    if period > _PERIOD_LIMIT or layers * period > _FAR:  # too many places to follow: the longest hop every time
         return layers * max(most_back, most_ahead, *(size - 1 for size, _, _ in chunks)) + 1
     back = _travel(most_back, chunks, layers, period, ahead=False)
     return (back if causal else max(back, _travel(most_ahead, chunks, layers, period, ahead=True))) + 1

@@ -121,3 +121,24 @@ def test_wrong_tiles_get_one_sentence(block: object) -> None:
         Window(4).layout(8, block_q=block)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="block_k must be a positive integer"):
         Window(4).layout(8, block_k=block)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            "sinks(4)",
+            r"^pattern: '\|' unites patterns and terms .*, got 'sinks\(4\)'; text goes through sparse_attn\.parse$",
+        ),
+        (4, r"got 4$"),
+        (None, r"got None; where there is nothing to add, leave it out$"),
+        (Sinks, r"Sinks is missing its arguments$"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_pattern_cannot_be_united(other: object, message: str) -> None:
+    for pattern in (Window(4), Window(4) | Sinks(2), Window(4).within(Window(2))):
+        with pytest.raises(TypeError, match=message):
+            pattern | other  # type: ignore[operator]
+        with pytest.raises(TypeError, match=message):
+            other | pattern  # type: ignore[operator]
