@@ -33,7 +33,7 @@ class Reach:
             position; and trees of anchors whose horizon lies past every position).
         layers_to_any: Layers after which any key has reached any query (any later one, if causal), however long the
             sequence, far from its ends; None if no number of layers does for all lengths. Keys at fixed positions
-            (causal sinks and globals) and random blocks guarantee nothing and do not count, nor do anchor trees, which
+            (causal sinks and globals) and random blocks guarantee nothing and do not count, nor do anchor trees that
             end somewhere. Also None where the terms'
             common period is so long (some 10,000 positions) that following it would take more than seconds.
     """
@@ -140,6 +140,7 @@ def _layers_to_any(pattern: Pattern, causal: bool) -> int | None:
     what covers it covers a sequence of any length.
     """
     clauses = [_split(clause) for clause in pattern.terms]
+    clauses = [(_as_anchors(term), back, ahead) for term, back, ahead in clauses]
     unlimited = [term for term, back, ahead in clauses if back is None and not _is_bounded(term)]
     if not causal and any(isinstance(term, Global) and term.positions for term in unlimited):
         return 1 if any(isinstance(term, Full) for term in unlimited) else 2
@@ -162,6 +163,11 @@ def _layers_to_any(pattern: Pattern, causal: bool) -> int | None:
         return None
     line = _Line(base + period + side, causal)
     return _slowest(line, clauses, range(base, base + period), most_layers)
+
+
+def _as_anchors(term: Term) -> Term:
+    """A tree that sees any length brings what anchors of its block bring: something of all blocks before."""
+    return Anchors(block=term.block) if isinstance(term, AnchorTree) and term.sees_any_length else term
 
 
 def _slowest(

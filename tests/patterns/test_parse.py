@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 
 from sparse_attn.patterns import Anchors, Dilated, Global, Pattern, Random, Sinks, Strided, Window, parse
+from sparse_attn.patterns.parse import _TERMS
 from tests.patterns.strategies import patterns
 
 
@@ -46,7 +47,14 @@ def test_a_pattern_is_a_value() -> None:
     ("text", "message"),
     [
         ("windw(3)", r"unknown term 'windw'; known terms: window, chunked"),
-        ("window", r"expected a term with its arguments, e\.g\. 'full\(\)', got 'window'"),
+        ("windw", r"expected a term with its arguments, e\.g\. 'full\(\)', got 'windw'"),
+        ("window", r"window lacks its arguments: write e\.g\. window\(64\)$"),
+        ("Anchors | window(4)", r"anchors lacks its arguments: write e\.g\. anchors\(64\)$"),
+        ("global", r"global lacks its arguments: write e\.g\. global\(\(0, 100\)\)$"),
+        (
+            "auto",
+            r"auto is no pattern of its own: .* it stands for window\(64\) \| sinks\(64\) \| coverblocks\(0\.94\)",
+        ),
         ("window()", r"missing a required argument: 'left' \(it is window\(left, right"),
         ("window(1, 2, 3)", r"too many positional arguments"),
         ("window(left=3, width=2)", r"unexpected keyword argument 'width'"),
@@ -89,6 +97,14 @@ def test_wrong_text_gets_one_sentence(text: str, message: str) -> None:
         parse(text)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("name", _TERMS)
+def test_a_bare_name_gets_an_example_that_can_be_read(name: str) -> None:
+    with pytest.raises(ValueError, match="lacks its arguments") as caught:
+        parse(name)
+    example = parse(str(caught.value).partition("write e.g. ")[2])
+    assert type(example) is _TERMS[name]
 
 
 @pytest.mark.parametrize(

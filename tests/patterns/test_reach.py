@@ -119,6 +119,13 @@ def test_many_layers_are_single_hops_one_after_the_other(text: str, layers: int,
     assert pattern.reach(layers, causal=causal).tokens == max((at - low[inner]).max(), (high[inner] - at).max()) + 1
 
 
+def test_a_tree_past_every_position_brings_what_anchors_bring() -> None:
+    flat = parse("window(4) | anchors(1, block=16)").reach(9).layers_to_any
+    assert flat is not None
+    assert parse("window(4) | anchortree(40, block=16)").reach(9) == Reach(9, None, flat)
+    assert parse("window(4) | anchortree(4, block=16)").reach(9).layers_to_any is None
+
+
 def test_keys_at_fixed_positions_reach_far_but_carry_only_themselves() -> None:
     assert (Window(8) | Sinks(4)).reach(3) == Reach(3, None, None)
     assert (Window(8) | Global([0])).reach(3) == Reach(3, None, None)
