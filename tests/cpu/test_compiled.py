@@ -14,7 +14,7 @@ from sparse_attn.cpu.registration import cpu_anchor_scan, cpu_attention
 # In a process of its own: the checks of signatures that tests run under are Python that a compiler does not read.
 COMPILED = """
 import torch
-from sparse_attn import Anchors, AnchorTree, Sinks, Window, attention
+from sparse_attn import Anchors, AnchorTree, Sinks, Window, attention, parse
 from sparse_attn.nn import SparseSelfAttention
 
 T, HQ, HKV, D = 45, 4, 2, 8
@@ -53,6 +53,12 @@ for own in (pattern, Window(8) | AnchorTree(2, fanout=2, r=2, block=8)):
         lambda x, *own: torch.func.functional_call(layer, dict(zip(weights, own)), (x,)),
         [draw(2, T, 32), *weights.values()],
     )
+
+with torch.no_grad():  # these break the graph, and come out right
+    for text in ("window(8) | topblocks(2, block=8)", "coverblocks(0.5, block=8, rows=8)", "hashed(2, 4)"):
+        chosen = parse(text)
+        partly = torch.compile(lambda q, k, v: attention(q, k, v, chosen), backend="eager")
+        assert torch.equal(partly(q, k, v), attention(q, k, v, chosen))
 print("compiled")
 """
 
