@@ -18,7 +18,7 @@ from .lists import one_of
 from .lists import patterns as pattern_texts
 from .model import HELP, is_base_model, load
 from .numbers import whole
-from .pattern_option import check_coverage, read_pattern
+from .pattern_option import Coverage, check_coverage, read_pattern
 
 if TYPE_CHECKING:
     from ..evals.results_file import Entry
@@ -47,12 +47,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    coverage: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X", help="Of the pattern auto: the share of attention to keep, to 1.", show_default=False
-        ),
-    ] = None,
+    coverage: Coverage = None,
     full_layers: Annotated[
         str | None, typer.Option(help="Layers that stay dense all the same, e.g. '0,5,11'.", show_default=False)
     ] = None,

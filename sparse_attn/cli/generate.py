@@ -12,7 +12,7 @@ from .console import progress_bar, remarks
 from .model import HELP, is_base_model, load
 from .numbers import temperature as a_temperature
 from .numbers import whole
-from .pattern_option import check_coverage, read_pattern
+from .pattern_option import Coverage, check_coverage, read_pattern
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,10 +38,7 @@ def generate(
             show_default=False,
         ),
     ] = None,
-    coverage: Annotated[
-        float | None,
-        typer.Option(metavar="X", help="Of --pattern auto: the share of attention to keep, to 1.", show_default=False),
-    ] = None,
+    coverage: Coverage = None,
     full_layers: Annotated[
         str | None, typer.Option(help="Layers that stay dense all the same, e.g. '0,5,11'.", show_default=False)
     ] = None,

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from ..patterns import Pattern, parse
-from ..patterns.covering import auto
+from ..patterns.covering import COVERAGE, auto
+from .numbers import share
 
 NAME = "auto"
+
+Coverage = Annotated[
+    float | None,
+    typer.Option(
+        parser=share,
+        metavar="SHARE",
+        help=f"Of the pattern auto: the share of attention to keep, at most 1; {COVERAGE:g} if left out.",
+        show_default=False,
+    ),
+]
 
 
 def read_pattern(text: str, coverage: float | None = None) -> Pattern:

@@ -10,6 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from ..patterns import Full, Pattern, Sinks, parse
+from ..patterns.chosen import split_choice
+from ..patterns.hashed import split_hashed
+from ..patterns.refusals import check_direction, check_union
 from .console import print_json, results, waiting
 from .numbers import whole
 
@@ -57,6 +60,8 @@ def show(
     if out is not None:
         check_writable(out)  # now, not after the work
     causal = not bidirectional
+    check_union(chosen)
+    check_direction(chosen, causal)
     with waiting("counting pairs"):
         figures = figures_of(chosen, n_queries, length, causal, layers)
     if out is not None:
@@ -78,15 +83,18 @@ def figures_of(pattern: Pattern, n_queries: int, n_keys: int, causal: bool, laye
     kept = pattern.pairs(n_queries, n_keys, causal=causal)
     dense = Full().pairs(n_queries, n_keys, causal=causal)
     reach = pattern.reach(layers, causal=causal)
+    choosing = split_hashed(pattern) or split_choice(pattern)
     return {
         "pattern": repr(pattern),
         "queries": n_queries,
         "keys": n_keys,
         "causal": causal,
         "kept_pairs": kept,
+        "kept_pairs_are": "exact" if choosing is None else "at most",
         "dense_pairs": dense,
         "kept_share": kept / dense,
         "times_cheaper": dense / kept if kept else None,
+        "chosen_keys_per_query": 0 if choosing is None else choosing.term.budget,  # at most; null: up to all
         "extra_keys_per_query": pattern.extra_keys,
         "reach": {"layers": reach.layers, "tokens": reach.tokens, "layers_to_any": reach.layers_to_any},
     }
@@ -99,6 +107,11 @@ def reach_in_words(pattern: Pattern, layers: int, causal: bool) -> str:
     if reach.tokens is not None:
         return f"{over} a query learns of at most {reach.tokens:,} tokens, its own included"
     if reach.layers_to_any is None:
+        if (choosing := split_hashed(pattern) or split_choice(pattern)) is not None and choosing.limit is None:
+            what = f"{choosing.term!r} may show keys from any distance, but which, the content decides"
+            if choosing.static is None:
+                return f"{what}: no number of layers is sure to bring every key to every query"
+            return f"{what}; without it, {reach_in_words(choosing.static, layers, causal)}"
         sinks = [term for term in pattern.terms if isinstance(term, Sinks)]
         others = [term for term in pattern.terms if not isinstance(term, Sinks)]
         # A causal sink knows nothing but the sinks before it, so that it passes nothing on.
@@ -149,18 +162,31 @@ def _draw(pattern: Pattern, n_queries: int, n_keys: int, causal: bool) -> None:
     console.print()
 
 
+def _cost(cheaper: float | None, bound: bool) -> str:
+    if cheaper is None:
+        return "nothing: no pair is kept"
+    if not bound:
+        return f"{cheaper:,.1f} times less than dense attention"
+    if cheaper == 1:
+        return "at most that of dense attention, and that of choosing: how much less, the content decides"
+    return f"at least {cheaper:,.1f} times less than dense attention, without that of choosing"
+
+
 def _print_figures(figures: dict[str, Any], reach: str) -> None:
     from rich.table import Table
 
     direction = "causal" if figures["causal"] else "bidirectional"
-    cheaper = figures["times_cheaper"]
+    bound, chosen = figures["kept_pairs_are"] == "at most", figures["chosen_keys_per_query"]
     rows = {
         "pattern": figures["pattern"],
         "shape": f"{figures['queries']:,} queries on {figures['keys']:,} keys, {direction}",
-        "kept pairs": f"{figures['kept_pairs']:,} of {figures['dense_pairs']:,} ({figures['kept_share']:.3%})",
-        "cost": "nothing: no pair is kept" if cheaper is None else f"{cheaper:,.1f} times less than dense attention",
+        "kept pairs": f"{'at most ' * bound}{figures['kept_pairs']:,} of {figures['dense_pairs']:,} ({figures['kept_share']:.3%})",
+        "cost": _cost(figures["times_cheaper"], bound),
         "reach": reach,
     }
+    if bound:
+        most = "as many as its coverage takes" if chosen is None else f"at most {chosen:,}"
+        rows["chosen keys"] = f"{most} for each query, by content: counted above, not in the picture"
     if figures["extra_keys_per_query"]:
         rows["extra keys"] = f"{figures['extra_keys_per_query']:,} summary keys for each query, not counted above"
     if "picture" in figures:

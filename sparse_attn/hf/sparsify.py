@@ -22,6 +22,10 @@ from .supported import attention_layers, text_decoder
 NAME = "sparse_attn"  # of the attention implementation, and of the attribute that a layer carries its pattern in
 _UNDO = "sparse_attn_undo"
 
+_EXPECTED = (
+    "pattern must be a Pattern, a mapping from layer number to Pattern, a function of the layer number, or 'auto'"
+)
+
 Patterns = Pattern | Mapping[int, Pattern] | Callable[[int], Pattern | None]
 
 
@@ -73,6 +77,8 @@ def sparsify(
     """
     if isinstance(pattern, str):
         pattern = _by_name(pattern, coverage)
+    elif not (isinstance(pattern, Pattern | Mapping) or callable(pattern)):
+        raise ValueError(f"{_EXPECTED}, got {pattern!r}")
     elif coverage is not None:
         raise ValueError(
             f"coverage is for the pattern 'auto', got {coverage!r} with {pattern!r}: use CoverBlocks(coverage)"
@@ -96,10 +102,7 @@ def sparsify(
 
 def _by_name(name: str, coverage: float | None) -> Pattern:
     if name != "auto":
-        raise ValueError(
-            f"pattern must be a Pattern, a mapping or function that gives one for each layer, or 'auto', got {name!r}; text "
-            "goes through sparse_attn.parse"
-        )
+        raise ValueError(f"{_EXPECTED}, got {name!r}; text goes through sparse_attn.parse")
     return auto() if coverage is None else auto(coverage)
 
 

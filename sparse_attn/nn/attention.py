@@ -14,6 +14,7 @@ from ..ops.anchors import Lengths, row_bounds
 from ..patterns import Anchors, AnchorTree, Full, Pattern
 from ..patterns.chosen import split_choice
 from ..patterns.hashed import split_hashed
+from ..patterns.refusals import check_direction
 from .anchor_tree import AnchorTreeKeys
 from .anchors import AnchorKeys
 from .rope import rotate
@@ -100,8 +101,7 @@ class SparseSelfAttention(nn.Module):
                 options: dict[str, Any] = {"r": term.r, "block": term.block, "pooling": pooling, "causal": causal}
                 self.anchors = AnchorKeys(kv_heads, head_dim, **options)
             elif isinstance(term, AnchorTree):
-                if not causal:
-                    raise NotImplementedError("AnchorTree is causal: a bidirectional layer takes Anchors")
+                check_direction(term, causal)
                 self.anchors = AnchorTreeKeys(kv_heads, head_dim, term)
         chooses = split_choice(pattern) is not None
         self.by_content = chooses or split_hashed(pattern) is not None

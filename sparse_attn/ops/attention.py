@@ -81,6 +81,8 @@ def attention(
     Gradients flow to q, k, v, extra_k and extra_v, from the output and from the LSE. Keys that a query does not see
     should be finite: 0 * inf is NaN, except across documents and batch examples, which never meet.
     Cost: 4 * Hq * D * pairs FLOPs forward, 2.5 times that backward; memory linear in T + S ("cpu").
+    Under `torch.compile` a call through static terms and anchors is one operator; terms that choose (`TopBlocks`, `CoverBlocks`,
+    `VerticalSlash`, `Hashed`) break the graph on a CPU: leave `fullgraph` off there. Make patterns outside the compiled function.
     Source: Child et al. 2019, arXiv:1904.10509 (patterns); Dao et al. 2022, arXiv:2205.14135 (tiling).
 
     >>> out = attention(q, k, v, Window(2048) | Sinks(4))

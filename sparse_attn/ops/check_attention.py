@@ -12,6 +12,7 @@ from ..patterns import Pattern, parse
 from ..patterns.chosen import Choice, split_choice
 from ..patterns.documents import split_documents
 from ..patterns.hashed import split_hashed
+from ..patterns.refusals import check_union
 from ..patterns.terms import Summaries
 from .check_selected import check_hashed, check_selected, same_choice
 
@@ -218,9 +219,8 @@ def _facts(text: str) -> Facts:
 @lru_cache(maxsize=256)
 def _known_facts(text: str) -> Facts:
     pattern = parse(text)
+    check_union(pattern)
     anchors = [term for term in pattern.terms if isinstance(term, Summaries)]
-    if len(anchors) > 1:
-        raise ValueError(f"pattern: at most one term of summary keys, got {anchors[0]!r} and {anchors[1]!r}")
     r, block = (anchors[0].extra_keys, anchors[0].block) if anchors else (-1, -1)
     return (
         -1 if pattern.examples is None else pattern.examples,

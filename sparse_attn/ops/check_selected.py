@@ -8,6 +8,7 @@ from torch import Tensor
 from ..patterns import Pattern
 from ..patterns.chosen import Choice, split_choice
 from ..patterns.hashed import split_hashed
+from ..patterns.refusals import check_direction
 
 
 def same_choice(patterns: Sequence[Pattern]) -> Choice:
@@ -40,10 +41,9 @@ def check_hashed(patterns: Sequence[Pattern], causal: bool) -> None:
         raise ValueError("pattern: all KV heads must have the same Hashed term, cut alike, and at most one")
     if any(rest is not None and rest.static is None for rest in rests) and len(patterns) > 1:
         raise ValueError("pattern: where KV heads differ, each needs a static term beside Hashed, e.g. window(1)")
-    if not causal:
-        raise NotImplementedError(
-            "attention: Hashed ranks keys among earlier ones and is causal; use TopBlocks for causal=False"
-        )
+    for rest in rests:
+        if rest is not None:
+            check_direction(rest.term, causal)
 
 
 def check_selected(

@@ -13,6 +13,7 @@ from ..patterns.chosen import Choice, split_choice
 from ..patterns.documents import Document, split_documents
 from ..patterns.layout import Groups
 from ..patterns.parts import Interval
+from ..patterns.refusals import check_direction
 from .antidiagonal import antidiagonal_mass
 from .select_blocks import _bounds, candidate_blocks
 from .vertical_slash import crossed_blocks, sampled_attention, stripes_and_diagonals
@@ -41,9 +42,8 @@ def covering_blocks(
 
     K is what the neediest tile of all took: reading it waits for the device.
     """
-    if not causal:
-        raise NotImplementedError("CoverBlocks and VerticalSlash are causal: use TopBlocks where causal=False")
     choices = [choice for pattern in patterns if (choice := split_choice(pattern)) is not None]
+    check_direction(choices[0].term, causal)
     intervals = [None if own.static is None else Groups(own.static, causal).interval for own in choices]
     pieces = [torch.full((q.shape[0], 0, q.shape[2], 0), -1, dtype=torch.int32, device=q.device)]
     for document in split_documents(q.shape[1], k.shape[1], *bounds):

@@ -120,6 +120,13 @@ def _reference_selected(call: Call) -> tuple[Tensor, Tensor]:
 def _cpu(call: Call) -> tuple[Tensor, Tensor]:
     from ..cpu import Assignment, tile_attention
 
+    if torch.compiler.is_compiling():
+        from ..cpu.registration import cpu_attention
+
+        extra = [None if x is None else x.flatten(1, 2) for x in (call.extra_k, call.extra_v)]
+        text = "\n".join([pattern.text for pattern in call.patterns])
+        found = cpu_attention(call.q, call.k, call.v, *extra, *_boundary_tensors(call), text, call.causal, call.scale)
+        return found[0], found[1]
     bounds = call.bounds
     schedules = [
         _schedule(pattern, call.q.shape[1], call.k.shape[1], call.causal, *bounds) for pattern in call.patterns

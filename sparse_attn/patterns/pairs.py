@@ -71,7 +71,7 @@ def count_pairs(
 
 def _count_document(pattern: Pattern, document: Document, causal: bool) -> int:
     total = 0
-    choice = split_choice(pattern) or split_hashed(pattern)
+    choice = split_hashed(pattern) or split_choice(pattern)  # the first refuses both together
     for start in range(document.first_position, document.n_keys, _CHUNK):
         positions = np.arange(start, min(start + _CHUNK, document.n_keys), dtype=np.int64)
         sizes = np.zeros_like(positions)

@@ -27,6 +27,19 @@ _TERMS: dict[str, type[terms.Term]] = {
     "hashed": hashed.Hashed,
 }
 
+_EXAMPLES = {  # where one number does not do, or would mislead
+    "full": "full()",
+    "dilated": "dilated(256, 4)",
+    "sinks": "sinks(4)",
+    "global": "global((0, 100))",
+    "random": "random(3)",
+    "anchortree": "anchortree(3)",
+    "topblocks": "topblocks(16)",
+    "coverblocks": "coverblocks(0.94)",
+    "verticalslash": "verticalslash(0.9)",
+    "hashed": "hashed(2, 64)",
+}
+
 
 def parse(text: str) -> Pattern:
     """The pattern that a text describes: terms, joined by ``|``, optionally cut by ``.within(window(n))``.
@@ -46,7 +59,7 @@ def parse(text: str) -> Pattern:
     if not isinstance(text, str):
         raise ValueError(f"pattern must be text such as 'window(2048) | sinks(4)', got {text!r}")
     # `global` is a keyword of the grammar that reads the text, so it gets another name for the reading.
-    readable = re.sub(r"\bglobal\b(?=\s*\()", _GLOBAL, text.strip(), flags=re.IGNORECASE)
+    readable = re.sub(r"\bglobal\b(?=\s*([(|)]|$))", _GLOBAL, text.strip(), flags=re.IGNORECASE)
     shown = text if len(text) <= 200 else text[:200] + "..."
     try:
         tree = ast.parse(readable, mode="eval").body
@@ -70,8 +83,21 @@ def _build(node: ast.expr, text: str) -> Pattern:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         return _term(node, node.func.id, text)
     if isinstance(node, ast.Name):
-        raise ValueError(f"pattern text {text!r}: expected a term with its arguments, e.g. 'full()', got {node.id!r}")
+        raise ValueError(f"pattern text {text!r}: {_lacking(node.id)}")
     raise ValueError(f"pattern text {text!r}: expected terms joined by '|', got {ast.unparse(node)!r}")
+
+
+def _lacking(name: str) -> str:
+    """What is wrong with a bare name."""
+    known = "global" if name == _GLOBAL else name.lower()
+    if known == "auto":
+        return (
+            f"auto is no pattern of its own: to sparsify, generate and eval it stands for {covering.auto()!r}, with another "
+            "share for another coverage"
+        )
+    if known not in _TERMS:
+        return f"expected a term with its arguments, e.g. 'full()', got {name!r}"
+    return f"{known} lacks its arguments: write e.g. {_EXAMPLES.get(known, f'{known}(64)')}"
 
 
 def _term(node: ast.Call, name: str, text: str) -> Pattern:

@@ -42,9 +42,12 @@ class Pattern(ABC):
 
     def __or__(self, other: Pattern) -> Pattern:
         if not isinstance(other, Pattern):
-            return NotImplemented
+            raise TypeError(_not_united(other))
         merged = tuple(dict.fromkeys(self.terms + other.terms))
         return merged[0] if len(merged) == 1 else Union(merged)
+
+    def __ror__(self, other: object) -> Pattern:
+        raise TypeError(_not_united(other))
 
     def within(self, window: Window) -> Pattern:
         """This pattern with every term, sinks and global rows included, cut to a window around the query.
@@ -229,6 +232,17 @@ class Union(Pattern):
             inner = " | ".join(repr(term.term) for term in self.terms if isinstance(term, Within))
             return f"({inner}).within({limit!r})"
         return " | ".join(repr(term) for term in self.terms)
+
+
+def _not_united(other: object) -> str:
+    hint = ""
+    if isinstance(other, str):
+        hint = "; text goes through sparse_attn.parse"
+    elif isinstance(other, type) and issubclass(other, Pattern):
+        hint = f"; {other.__name__} is missing its arguments"
+    elif other is None:
+        hint = "; where there is nothing to add, leave it out"
+    return f"pattern: '|' unites patterns and terms such as Window(2048) | Sinks(4), got {other!r}{hint}"
 
 
 def _cut(term: Term | Within, window: Window) -> Within:

@@ -16,6 +16,7 @@ from .pattern import Pattern, Within
 from .terms import Anchors, AnchorTree, Chunked, Dilated, Full, Global, Strided, Term, Window
 
 _PERIOD_LIMIT = 1 << 20  # starting positions of a repeating pattern that are followed for `tokens`
+_FAR = 1 << 61  # positions that chunks are followed to: twice as far is still inside int64
 _WORK_LIMIT = 1 << 28  # starting positions, times layers, times words of bits, followed for `layers_to_any`
 
 
@@ -27,11 +28,12 @@ class Reach:
         layers: Layers in the stack.
         tokens: The farthest that information travels to a query, in tokens and its own included: a window of W keys
             reaches layers * (W - 1) + 1. Exact for windows, chunks, dilated windows and their unions; an upper bound
-            where columns or random blocks are cut by `within`. None: without limit, through keys seen from any
-            distance (sinks among them, which carry only what stands at their own position).
+            where columns or random blocks are cut by `within`, or chunks share no period of some million tokens. None:
+            without limit, through keys seen from any distance (sinks among them, which carry only what stands at their own
+            position; and trees of anchors whose horizon lies past every position).
         layers_to_any: Layers after which any key has reached any query (any later one, if causal), however long the
             sequence, far from its ends; None if no number of layers does for all lengths. Keys at fixed positions
-            (causal sinks and globals) and random blocks guarantee nothing and do not count, nor do anchor trees, which
+            (causal sinks and globals) and random blocks guarantee nothing and do not count, nor do anchor trees that
             end somewhere. Also None where the terms'
             common period is so long (some 10,000 positions) that following it would take more than seconds.
     """
@@ -71,7 +73,7 @@ def _farthest(pattern: Pattern, layers: int, causal: bool) -> int | None:
             case Dilated():
                 span = (_dilated_hop(term, back), _dilated_hop(term, ahead))
             case AnchorTree():
-                span = (term.horizon + term.block - 1, 0)
+                span = (None if term.sees_any_length else term.horizon + term.block - 1, 0)
             case Chunked():
                 chunks.append((term.size, _or(back, term.size), _or(ahead, term.size)))
                 continue
@@ -83,15 +85,30 @@ def _farthest(pattern: Pattern, layers: int, causal: bool) -> int | None:
     most_back = max((back for back, _ in spans), default=0)
     most_ahead = max((ahead for _, ahead in spans), default=0)
     period = math.lcm(*(size for size, _, _ in chunks))
-    if period > _PERIOD_LIMIT:  # too many places to start from: the longest hop every time is the bound left
+    if period > _PERIOD_LIMIT or layers * period > _FAR:  # too many places to follow: the longest hop every time
         return layers * max(most_back, most_ahead, *(size - 1 for size, _, _ in chunks)) + 1
+    back = _travel(most_back, chunks, layers, period, ahead=False)
+    return (back if causal else max(back, _travel(most_ahead, chunks, layers, period, ahead=True))) + 1
+
+
+def _travel(hop: int, chunks: list[tuple[int, int, int]], layers: int, period: int, ahead: bool) -> int:
+    """The farthest way in one direction, from the best place to start from.
+
+    Where a plain hop is as long as any within a chunk, chunks add nothing; any other hop is shorter than a period, so that
+    positions stay far inside int64.
+    """
+    if hop >= max((size - 1 for size, _, _ in chunks), default=0):
+        return layers * hop
     start = np.arange(period, dtype=np.int64)
-    low, high = start.copy(), start.copy()
-    for _ in range(layers):
-        low = np.minimum(low - most_back, _chunk_ends(low, chunks, ahead=False))
-        high = np.maximum(high + most_ahead, _chunk_ends(high, chunks, ahead=True))
-    travelled = int((start - low).max())
-    return (travelled if causal else max(travelled, int((high - start).max()))) + 1
+    end = _chunk_ends(start, chunks, ahead)
+    once = np.maximum(end - start, hop) if ahead else np.maximum(start - end, hop)
+    way = np.zeros_like(start)
+    while layers:  # a way of 2n layers is one of n, and another from where that one ends
+        if layers % 2:
+            way = way + once[(start + way if ahead else start - way) % period]
+        once = once + once[(start + once if ahead else start - once) % period]
+        layers //= 2
+    return int(way.max())
 
 
 def _dilated_hop(term: Dilated, bound: int | None) -> int | None:
@@ -123,6 +140,7 @@ def _layers_to_any(pattern: Pattern, causal: bool) -> int | None:
     what covers it covers a sequence of any length.
     """
     clauses = [_split(clause) for clause in pattern.terms]
+    clauses = [(_as_anchors(term), back, ahead) for term, back, ahead in clauses]
     unlimited = [term for term, back, ahead in clauses if back is None and not _is_bounded(term)]
     if not causal and any(isinstance(term, Global) and term.positions for term in unlimited):
         return 1 if any(isinstance(term, Full) for term in unlimited) else 2
@@ -145,6 +163,11 @@ def _layers_to_any(pattern: Pattern, causal: bool) -> int | None:
         return None
     line = _Line(base + period + side, causal)
     return _slowest(line, clauses, range(base, base + period), most_layers)
+
+
+def _as_anchors(term: Term) -> Term:
+    """A tree that sees any length brings what anchors of its block bring: something of all blocks before."""
+    return Anchors(block=term.block) if isinstance(term, AnchorTree) and term.sees_any_length else term
 
 
 def _slowest(

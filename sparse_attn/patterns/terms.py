@@ -346,8 +346,18 @@ class AnchorTree(Summaries):
 
     @property
     def horizon(self) -> int:
-        """Tokens before a query's own block that its summaries can tell of at most."""
-        return self.block * sum(self.fanout**level for level in range(1, self.levels + 1))
+        """Tokens before a query's own block that its summaries can tell of at most; 2**62, past every position, at most."""
+        blocks = 0
+        for _ in range(self.levels):
+            blocks = self.fanout * (blocks + 1)
+            if blocks * self.block >= _LIMIT:
+                return _LIMIT
+        return blocks * self.block
+
+    @property
+    def sees_any_length(self) -> bool:
+        """Whether the horizon lies past every position."""
+        return self.horizon >= _LIMIT
 
     def shown(self, n_blocks: int) -> list[range]:
         """The nodes of each level, counted from the document's start, that a query behind n_blocks blocks sees.

@@ -63,7 +63,7 @@ def test_sampling_follows_the_seed(ask):
         (["--prompt", "x", "--pattern", "anchors(4)"], "anchors"),
         (
             ["--prompt", "x", "--pattern", "auto", "--coverage", "1.2"],
-            "coverage must be a share above 0 and at most 1, got 1.2",
+            "--coverage': expected a number above 0 and at most 1, got '1.2'",
         ),
         (["--prompt", "x", "--pattern", "window(4)", "--coverage", "0.9"], "--coverage 0.9 is for --pattern auto"),
     ],
@@ -73,6 +73,14 @@ def test_what_does_not_fit_the_model(ask, arguments, sentence):
     assert (result.exit_code, result.stdout) == (2, "")
     assert sentence in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_coverage_is_named_alike_by_every_command(run):
+    helps = [" ".join(run(command, "--help").stdout.replace("│", " ").split()) for command in ("generate", "eval")]
+    for text in helps:
+        assert (
+            "--coverage SHARE Of the pattern auto: the share of attention to keep, at most 1; 0.94 if left out." in text
+        )
 
 
 def test_a_model_without_a_chat_template(run, tmp_path):

@@ -54,6 +54,82 @@ def test_reach_in_words(run, pattern, words):
     assert words in " ".join(run("show", pattern).stdout.split())
 
 
+@pytest.mark.parametrize(
+    ("text", "most"),
+    [("window(16) | topblocks(2, block=8)", 16), ("sinks(2) | hashed(2, 4, chunk=5)", 20), ("coverblocks(0.9)", None)],
+)
+def test_what_content_chooses_is_said_to_be_a_bound(run, text, most):
+    shown = json.loads(run("show", text, "--length", 128, "--json").stdout)
+    assert shown["kept_pairs_are"] == "at most"
+    assert shown["chosen_keys_per_query"] == most
+    static = [term for term in parse(text).terms if repr(term).startswith(("window", "sinks"))]
+    kept = static[0].mask(128).sum(1) if static else [0] * 128
+    every = range(1, 129)
+    bounds = [seen if most is None else min(seen, n + most) for seen, n in zip(every, kept, strict=True)]
+    assert shown["kept_pairs"] == sum(bounds)
+    words = " ".join(run("show", text, "--length", 128).stdout.split())
+    assert f"kept pairs at most {sum(bounds):,} of 8,256" in words
+    assert "by content: counted above, not in the picture" in words
+    if most is None:
+        assert "at most that of dense attention, and that of choosing" in words
+    else:
+        assert f"at least {8256 / sum(bounds):,.1f} times less than dense attention, without that of choosing" in words
+    exact = json.loads(run("show", TEXT, "--json").stdout)
+    assert (exact["kept_pairs_are"], exact["chosen_keys_per_query"]) == ("exact", 0)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        (
+            "window(30) | topblocks(4)",
+            "topblocks(4) may show keys from any distance, but which, the content decides; without it, over 30 layers a query "
+            "learns of at most 871 tokens",
+        ),
+        ("hashed(2, 8)", "the content decides: no number of layers is sure to bring every key to every query"),
+        ("window(30) | topblocks(4).within(window(20))", "over 30 layers a query learns of at most 871 tokens"),
+        ("window(20) | strided(16) | topblocks(2)", "reaches any later one within 2 layers"),
+    ],
+)
+def test_reach_does_not_count_on_what_content_chooses(run, pattern, words):
+    assert words in " ".join(run("show", pattern).stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "causal"),
+    [
+        ("topblocks(2) | hashed(2, 8)", True),
+        ("topblocks(2) | topblocks(3)", True),
+        ("topblocks(2) | coverblocks(0.9)", True),
+        ("hashed(2, 8) | hashed(2, 4)", True),
+        ("anchors(4) | anchortree(2)", True),
+        ("hashed(2, 8) | window(4)", False),
+        ("coverblocks(0.9) | window(4)", False),
+        ("verticalslash(0.9)", False),
+    ],
+)
+def test_what_attention_refuses_is_refused_in_the_same_words(run, text, causal):
+    import torch
+
+    from sparse_attn import attention
+
+    q = torch.randn(1, 8, 1, 4)
+    with pytest.raises((ValueError, NotImplementedError)) as refused:
+        attention(q, q, q, parse(text), causal=causal)
+    shown = run("show", text, *[] if causal else ["--bidirectional"])
+    assert shown.exit_code == 2
+    assert f"error: {refused.value}" in " ".join(shown.stderr.split())
+
+
+def test_a_tree_is_causal_here_as_in_its_layer(run):
+    from sparse_attn.nn import SparseSelfAttention
+
+    with pytest.raises(NotImplementedError) as refused:
+        SparseSelfAttention(8, 1, parse("anchortree(2)"), causal=False)
+    assert str(refused.value) in " ".join(run("show", "anchortree(2)", "--bidirectional").stderr.split())
+    run("show", "anchors(4) | window(4)", "--bidirectional")
+
+
 def test_a_million_tokens(run):
     shown = json.loads(run("show", "window(4096) | sinks(4)", "--length", 1 << 20, "--json").stdout)
     assert shown["kept_pairs"] == parse("window(4096) | sinks(4)").pairs(1 << 20)

@@ -101,8 +101,9 @@ def test_models_that_need_more(make, reason):
 def test_what_is_no_pattern(family):
     model = family.model
     for wrong, message in (
-        ("window(4)", "pattern must be"),
-        (None, "pattern must be"),
+        ("window(4)", r"or 'auto', got 'window\(4\)'; text goes through sparse_attn\.parse"),
+        (None, "or 'auto', got None$"),
+        (3, "a mapping from layer number to Pattern, a function of the layer number, or 'auto', got 3$"),
         ({3: Window(4)}, "layer 3, but the model's layers are 0 to 2"),
         ({-1: Window(4)}, "layer -1"),
         ({"0": Window(4)}, "layer '0'"),

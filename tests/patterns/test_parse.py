@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 
 from sparse_attn.patterns import Anchors, Dilated, Global, Pattern, Random, Sinks, Strided, Window, parse
+from sparse_attn.patterns.parse import _TERMS
 from tests.patterns.strategies import patterns
 
 
@@ -46,7 +47,14 @@ def test_a_pattern_is_a_value() -> None:
     ("text", "message"),
     [
         ("windw(3)", r"unknown term 'windw'; known terms: window, chunked"),
-        ("window", r"expected a term with its arguments, e\.g\. 'full\(\)', got 'window'"),
+        ("windw", r"expected a term with its arguments, e\.g\. 'full\(\)', got 'windw'"),
+        ("window", r"window lacks its arguments: write e\.g\. window\(64\)$"),
+        ("Anchors | window(4)", r"anchors lacks its arguments: write e\.g\. anchors\(64\)$"),
+        ("global", r"global lacks its arguments: write e\.g\. global\(\(0, 100\)\)$"),
+        (
+            "auto",
+            r"auto is no pattern of its own: .* it stands for window\(64\) \| sinks\(64\) \| coverblocks\(0\.94\)",
+        ),
         ("window()", r"missing a required argument: 'left' \(it is window\(left, right"),
         ("window(1, 2, 3)", r"too many positional arguments"),
         ("window(left=3, width=2)", r"unexpected keyword argument 'width'"),
@@ -91,6 +99,14 @@ def test_wrong_text_gets_one_sentence(text: str, message: str) -> None:
     assert len(str(caught.value)) < 400
 
 
+@pytest.mark.parametrize("name", _TERMS)
+def test_a_bare_name_gets_an_example_that_can_be_read(name: str) -> None:
+    with pytest.raises(ValueError, match="lacks its arguments") as caught:
+        parse(name)
+    example = parse(str(caught.value).partition("write e.g. ")[2])
+    assert type(example) is _TERMS[name]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -121,3 +137,24 @@ def test_wrong_tiles_get_one_sentence(block: object) -> None:
         Window(4).layout(8, block_q=block)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="block_k must be a positive integer"):
         Window(4).layout(8, block_k=block)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            "sinks(4)",
+            r"^pattern: '\|' unites patterns and terms .*, got 'sinks\(4\)'; text goes through sparse_attn\.parse$",
+        ),
+        (4, r"got 4$"),
+        (None, r"got None; where there is nothing to add, leave it out$"),
+        (Sinks, r"Sinks is missing its arguments$"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_pattern_cannot_be_united(other: object, message: str) -> None:
+    for pattern in (Window(4), Window(4) | Sinks(2), Window(4).within(Window(2))):
+        with pytest.raises(TypeError, match=message):
+            pattern | other  # type: ignore[operator]
+        with pytest.raises(TypeError, match=message):
+            other | pattern  # type: ignore[operator]

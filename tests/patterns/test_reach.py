@@ -84,6 +84,48 @@ def test_long_windows_and_periods_are_answered_at_once() -> None:
     assert parse("window(2) | strided(999983)").reach(30).layers_to_any is None  # not worked out
 
 
+@pytest.mark.parametrize(
+    ("text", "layers", "tokens"),
+    [
+        ("window(1000000000000000000)", 30, 30 * (10**18 - 1) + 1),
+        ("dilated(10000000000, 1000000000)", 40, 40 * (10**10 - 1) * 10**9 + 1),
+        ("window(4) | chunked(7)", 10**6, 6 + (10**6 // 2 - 1) * 7 + 3 + 1),  # 6, then 3 and 4 by turns
+        ("anchortree(20) | chunked(10)", 1000, 1000 * (128 * sum(4**level for level in range(1, 21)) + 127) + 1),
+        ("anchortree(40)", 30, None),  # past every position
+        ("anchortree(1000000000) | window(4)", 30, None),
+        ("window(1000000000000000000) | chunked(1000000)", 10**9, 10**9 * (10**18 - 1) + 1),
+    ],
+)
+def test_far_hops_are_exact(text: str, layers: int, tokens: int | None) -> None:
+    """Python's integers have no end; positions of 64 bits do."""
+    assert parse(text).reach(layers).tokens == tokens
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+@pytest.mark.parametrize(
+    "text", ["window(4) | chunked(9)", "chunked(6) | chunked(4)", "window(2, right=3) | chunked(5)"]
+)
+@pytest.mark.parametrize("layers", [1, 6, 7, 13])
+def test_many_layers_are_single_hops_one_after_the_other(text: str, layers: int, causal: bool) -> None:
+    pattern = parse(text)
+    n = 30 * layers + 200
+    hop = pattern.mask(n, causal=causal)
+    first, last = hop.argmax(1), n - 1 - hop[:, ::-1].argmax(1)  # of each query's keys
+    low = high = np.arange(n)
+    for _ in range(layers):
+        low, high = first[low], last[high]
+    inner = slice(10 * layers + 60, 10 * layers + 140)  # from where no end is met
+    at = np.arange(n)[inner]
+    assert pattern.reach(layers, causal=causal).tokens == max((at - low[inner]).max(), (high[inner] - at).max()) + 1
+
+
+def test_a_tree_past_every_position_brings_what_anchors_bring() -> None:
+    flat = parse("window(4) | anchors(1, block=16)").reach(9).layers_to_any
+    assert flat is not None
+    assert parse("window(4) | anchortree(40, block=16)").reach(9) == Reach(9, None, flat)
+    assert parse("window(4) | anchortree(4, block=16)").reach(9).layers_to_any is None
+
+
 def test_keys_at_fixed_positions_reach_far_but_carry_only_themselves() -> None:
     assert (Window(8) | Sinks(4)).reach(3) == Reach(3, None, None)
     assert (Window(8) | Global([0])).reach(3) == Reach(3, None, None)

@@ -153,10 +153,10 @@ class TestPatterns:
         [
             ("chunked(512)", 512),
             ("window(100) | strided(50)", 100 + 10_000 // 50),
-            ("anchors(64, block=128)", 64),
-            ("window(100) | anchors(64)", 164),
             ("window(100) | sinks(4) | global((0, 7))", 105),
             ("window(100) | random(3)", 10_000),
+            ("window(100) | dilated(5, 30)", 121),
+            ("sinks(4).within(window(60))", 60),
             ("window(100) | full()", 10_000),
         ],
     )
