@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from attention_cost import share
-from coarse_selector import faster
+from coarse_selector import faster, lesson
 
 from sparse_attn.models import LanguageModel
 from sparse_attn.nn import SparseSelfAttention
@@ -40,12 +40,14 @@ VARIANTS = {
     "dense": "full()",
     "window": "window({w1024})",
     "window + anchors": "window({w1024}) | anchors(64, block={b128})",
-    "window + TopBlocks": "window({w256}) | topblocks(32, block=16)",
-    "window + TopBlocks, gated": "window({w256}) | topblocks(32, block=16)",
+    "window + TopBlocks": "window({w256}) | topblocks({k32}, block=16)",
+    "window + TopBlocks, gated": "window({w256}) | topblocks({k32}, block=16)",
+    "window + TopBlocks, taught": "window({w256}) | topblocks({k32}, block=16)",
 }
-GATED = (
-    "window + TopBlocks, gated",
-)  # the others' TopBlocks choose by the mean of a block's keys, as attention() does
+# The others' TopBlocks choose by the mean of a block's keys, as attention() does.
+GATED = ("window + TopBlocks, gated", "window + TopBlocks, taught")
+TAUGHT = ("window + TopBlocks, taught",)
+LESSON = 0.1  # weight of what its selectors missed
 LONGEST = 16384
 SAME = ("base", "base_rate", "planned_stages", "first", "rate", "quick")  # a run of another recipe is another run
 QUICK = 20.0  # times the rate, for what only a variant has: it starts from nothing beside a base that is trained
@@ -54,7 +56,8 @@ QUICK = 20.0  # times the rate, for what only a variant has: it starts from noth
 def pattern_at(text: str, tokens: int) -> str:
     share = tokens / LONGEST
     return text.format(
-        w1024=max(16, int(1024 * share)), w256=max(16, int(256 * share)), b128=max(8, int(128 * share))
+        w1024=max(16, int(1024 * share)), w256=max(16, int(256 * share)), b128=max(8, int(128 * share)),
+        k32=max(4, int(32 * share**0.5)),
     )  # fmt: skip
 
 
@@ -123,6 +126,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2.5e-4)
     parser.add_argument("--tests", type=float, default=1.0, help="share of the test documents")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing that would not end by then")
+    parser.add_argument("--keep", type=Path, help="a folder for trained weights")
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
     began = time.monotonic()
@@ -175,6 +179,8 @@ def main() -> None:
             }
             file.write(json.dumps(line) + "\n")
         del trainer
+        if args.keep is not None:
+            keep_weights(base, args.keep / f"base-{seed}.pt")
         for name, text in wanted.items():
             if left() < slowest:
                 print(f"no time left for {name}, seed {seed}", flush=True)
@@ -187,7 +193,9 @@ def main() -> None:
             for capture in (True, False):  # what the other variants found must not be lost by one that fails
                 try:
                     own = [*parsed([args.first] if args.first and name in args.first_for else []), *stages]
-                    line = extended(base, name, text, seed, own, sizes, args.rate, autocast, tests, device, capture)
+                    line = extended(
+                        base, name, text, seed, own, sizes, args.rate, autocast, tests, device, capture, args.keep
+                    )
                     break
                 except Exception as error:
                     print(f"{name}, seed {seed}, capture {capture}: {type(error).__name__}: {error}", flush=True)
@@ -213,19 +221,21 @@ def main() -> None:
 def extended(
     base: LanguageModel, name: str, text: str, seed: int, stages: list[tuple[int, ...]], sizes: Sizes, rate: float,
     autocast: torch.dtype | None, tests: dict[str, Batch], device: str, capture: bool,
+    keep: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The base goes on through its pattern, one trainer over all stages, and is tested."""
     model = model_of(pattern_at(text, stages[-1][0]), seed, sizes)
     if name not in GATED:
         for block in model.blocks:
             block.mixer.selector = None
-    faster(model)
+    faster(model, taught=name in TAUGHT)
     model = model.to(device)
     model.load_state_dict(base.state_dict(), strict=False)  # what only this pattern has starts as it was made
     tasks, order = plan_of(stages)
     recipe = Recipe(len(order), rate, warmup=50, quick=QUICK, autocast=autocast)
     added = (".selector.", ".anchors.")
-    trainer = Trainer(model, tasks, recipe, order=order, quick=added, seed=1000 + seed, capture=capture)
+    beside = (lambda: LESSON * lesson(model)) if name in TAUGHT else None
+    trainer = Trainer(model, tasks, recipe, order=order, quick=added, beside=beside, seed=1000 + seed, capture=capture)
     seconds, losses = [], []
     for tokens, _, steps in stages:
         start = time.monotonic()
@@ -234,10 +244,18 @@ def extended(
         seconds.append(round(time.monotonic() - start, 1))
         print(f"  {name}, {tokens} tokens: {seconds[-1]} s, {losses[-1]}", flush=True)
     begin = time.monotonic()
+    model.eval()
     found = measured(model, tests, autocast)
+    if keep is not None:
+        keep_weights(model, keep / f"{name}-{seed}.pt")
     seconds.append(round(time.monotonic() - begin, 1))
     return {"weights": sum(p.numel() for p in model.parameters()), "captured": capture, "stages": stages,
             "stage_seconds": seconds, "losses": losses, "tests": found}  # fmt: skip
+
+
+def keep_weights(model: LanguageModel, path: Path) -> None:
+    """In half the room: enough to look at what was learned (`selection_ceiling.py`), not to go on from."""
+    torch.save({name: weight.half() for name, weight in model.state_dict().items()}, path)
 
 
 def parsed(stages: list[str]) -> list[tuple[int, ...]]:
