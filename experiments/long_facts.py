@@ -35,6 +35,7 @@ from sparse_attn.training import Batch, FactChains, Recipe, Trainer, accuracy
 WIDTH, LAYERS, HEADS, MLP = 384, 6, 6, 768
 FACTS = 16
 HOPS = (1, 2, 4)
+TURNS = (4, 1, 4, 2)  # hops of the documents, step by step, once a base has learned on HOPS in turn
 # At 16,384 tokens; on shorter documents windows and blocks shrink with the length, so that what lies beyond them is needed.
 VARIANTS = {
     "dense": "full()",
@@ -102,7 +103,7 @@ def tests_of(tokens: int, share_of_documents: float, device: str) -> dict[str, B
     found = {}
     for place, facts_in, part in (("far", FAR, 1.0), ("anywhere", 1.0, 0.5)):
         for name, hops, questions, documents in (
-            ("recall", 1, 1, 256), ("multi_query", 1, 16, 48), ("two_hops", 2, 8, 64), ("four_hops", 4, 4, 128),
+            ("recall", 1, 1, 192), ("multi_query", 1, 16, 32), ("two_hops", 2, 8, 64), ("four_hops", 4, 4, 192),
         ):  # fmt: skip
             task = FactChains(tokens, hops, FACTS // hops, questions, facts_in=facts_in)
             found[f"{name}, {place}"] = task.draw(max(1, int(documents * part * share_of_documents)), generator)
@@ -115,11 +116,14 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), help="names, or name=pattern")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument(
-        "--base", nargs="+", default=["128x128x2500", "512x32x600", "1024x32x400"], help="tokens x batch x steps, dense"
+        "--base",
+        nargs="+",
+        default=["128x128x2500", "512x32x1000", "1024x32x1000"],
+        help="tokens x batch x steps, dense",
     )
     parser.add_argument("--base-rate", type=float, default=1e-3)
     parser.add_argument(
-        "--stages", nargs="+", default=["1024x32x250", "4096x8x150", "16384x4x200"], help="of each variant"
+        "--stages", nargs="+", default=["1024x32x250", "4096x8x300", "16384x4x200"], help="of each variant"
     )
     parser.add_argument("--first", default="", help="a stage that the variants of --first-for begin with")
     parser.add_argument("--first-for", nargs="*", default=["window + anchors"])
@@ -139,7 +143,7 @@ def main() -> None:
     known = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     slowest = 0.0
     about = {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "torch": torch.__version__,
-             "planned_stages": args.stages, "first": args.first, "quick": QUICK,
+             "planned_stages": args.stages, "first": args.first, "quick": QUICK, "turns": TURNS,
              "base": args.base, "base_rate": args.base_rate, "rate": args.rate,
              "width": sizes.width, "layers": sizes.layers, "heads": sizes.heads, "mlp": sizes.mlp, "tokens": longest}  # fmt: skip
 
@@ -158,7 +162,9 @@ def main() -> None:
         if not wanted or left() < slowest:
             continue
         base = model_of("full()", seed, sizes).to(device)
-        tasks, order = plan_of(base_stages)
+        tasks, order = plan_of(base_stages[:1], HOPS)
+        later, after = plan_of(base_stages[1:])
+        tasks, order = tasks + later, order + [len(tasks) + task for task in after]
         recipe = Recipe(len(order), args.base_rate, warmup=min(200, len(order) // 5), autocast=autocast)
         trainer = Trainer(base, tasks, recipe, order=order, seed=seed)
         losses = trained(trainer, began)
@@ -208,7 +214,10 @@ def main() -> None:
             cost = share(
                 parse(final), longest, sizes.heads, sizes.heads, sizes.width // sizes.heads, gated=name in GATED
             )
-            line = about | {"variant": name, "seed": seed, "pattern": final, "share_of_dense": round(cost, 4)} | line
+            about_it = {"variant": name, "seed": seed, "pattern": final, "share_of_dense": round(cost, 4)}
+            if name in TAUGHT:
+                about_it["lesson"] = LESSON
+            line = about | about_it | line
             line["seconds"] = round(took, 1)
             with args.out.open("a") as file:
                 file.write(json.dumps(line) + "\n")
@@ -262,12 +271,14 @@ def parsed(stages: list[str]) -> list[tuple[int, ...]]:
     return [tuple(map(int, stage.split("x"))) for stage in stages]
 
 
-def plan_of(stages: list[tuple[int, ...]]) -> tuple[list[tuple[FactChains, int]], list[int]]:
+def plan_of(
+    stages: list[tuple[int, ...]], turns: tuple[int, ...] = TURNS
+) -> tuple[list[tuple[FactChains, int]], list[int]]:
     """The tasks of all stages, and which of them each step takes: hops in turn."""
     tasks, order = [], []
     for index, (tokens, batch, steps) in enumerate(stages):
         tasks += tasks_of(tokens, batch)
-        order += [index * len(HOPS) + step % len(HOPS) for step in range(steps)]
+        order += [index * len(HOPS) + HOPS.index(turns[step % len(turns)]) for step in range(steps)]
     return tasks, order
 
 
