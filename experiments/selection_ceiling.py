@@ -1,18 +1,19 @@
-"""What a choice of blocks loses, layer by layer, and what the best choice would lose: on weights that long_facts.py kept.
+"""How much of where exact attention would look the chosen blocks hold, layer by layer: on weights that long_facts.py kept.
 
-    python experiments/selection_ceiling.py "keep/window + TopBlocks, taught-0.pt" --tokens 4096
+    python experiments/selection_ceiling.py "keep/window + TopBlocks, taught-0.pt" --out experiments/results/selection.jsonl
 
-For the queries that are asked, in every layer and head: the attention mass that lies outside the window, and the share of
-it that the chosen blocks hold, chosen by the layer's selector, by the mean of a block's keys, or by the true mass. Then the
-accuracy with each of the three, all queries choosing so.
+For the queries that are asked, in every layer: the attention mass that lies outside the window, and the share of it in the
+blocks chosen by the layer's selector (own), by the mean of a block's keys (mean), and by the mass itself (best), which no
+choice can beat. Then the accuracy with the first and the last, all queries of all layers choosing so.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
 from coarse_selector import CoarseSelector
-from long_facts import VARIANTS, Sizes, model_of, pattern_at, use
+from long_facts import FACTS, VARIANTS, Sizes, model_of, pattern_at, use
 from torch import Tensor
 
 from sparse_attn.models import LanguageModel
@@ -22,16 +23,15 @@ from sparse_attn.ops.anchors import pool_blocks
 from sparse_attn.ops.select_blocks import best_blocks, candidate_blocks, static_interval
 from sparse_attn.patterns.chosen import split_choice
 from sparse_attn.patterns.documents import Document
-from sparse_attn.training import FactChains, accuracy
+from sparse_attn.training import Batch, FactChains, accuracy
 
-CHOICES = ("own", "mean", "mass")
+CHOICES = ("own", "best")
 
 
 class Observed(CoarseSelector):
     """Chooses as `chooses` says, and notes for the queries `asked` what each way of choosing would hold."""
 
     chooses = "own"
-    gated = True
     asked: Tensor | None = None
     notes: list[Tensor]
 
@@ -52,15 +52,13 @@ class Observed(CoarseSelector):
                 held.append(mass.gather(-1, chosen.long().clamp(min=0)).masked_fill(chosen < 0, 0.0).sum(-1))
             self.notes.append(torch.stack(held))
         chosen = own
-        if self.chooses == "mean":
-            chosen = mean
-        if self.chooses == "mass":
+        if self.chooses == "best":
             parts = []
             for some in torch.arange(q.shape[1], device=q.device).split(1024):
                 mass, allowed = self.mass(q, some[None].expand(len(q), -1))
                 parts.append(best_blocks(mass, allowed, own.shape[-1]).transpose(1, 2))
             chosen = torch.cat(parts, 1)
-        return (coarse if self.gated else 0.0 * coarse), chosen
+        return coarse, chosen
 
     def mass(self, q: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
         """``[B, H, Q, blocks]``: exact attention's mass in each candidate block, and which are candidates (alike in a batch)."""
@@ -76,12 +74,12 @@ class Observed(CoarseSelector):
         return mass * allowed, allowed.expand(heads, -1, -1)
 
 
-def observed(model: LanguageModel, gated: bool) -> list[Observed]:
+def observed(model: LanguageModel) -> list[Observed]:
     found = []
     for module in model.modules():
         if isinstance(module, BlockSelector):
             module.__class__ = Observed
-            module.notes, module.gated = [], gated
+            module.notes = []
             found.append(module)
     return found
 
@@ -90,42 +88,43 @@ def observed(model: LanguageModel, gated: bool) -> list[Observed]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", type=Path)
-    parser.add_argument("--variant", default="window + TopBlocks, taught", help="whose pattern is looked through")
-    parser.add_argument("--pattern", help="another pattern, as it is at --tokens")
+    parser.add_argument("--out", type=Path, required=True, help="a line of JSON is added")
     parser.add_argument("--tokens", type=int, default=4096)
-    parser.add_argument("--documents", type=int, default=8)
-    parser.add_argument("--hops", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--choices", nargs="*", default=list(CHOICES))
-    parser.add_argument("--ungated", action="store_true", help="leave the coarse attention out")
+    parser.add_argument("--documents", type=int, default=16)
+    parser.add_argument("--hops", type=int, default=4)
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    sizes, text = Sizes(args.tiny), args.pattern or pattern_at(VARIANTS[args.variant], args.tokens)
+    variant, seed = args.weights.stem.rsplit("-", 1)
+    text, sizes = pattern_at(VARIANTS[variant], args.tokens), Sizes(args.tiny)
     model = model_of(text, 0, sizes)
-    missing = model.load_state_dict(torch.load(args.weights, map_location="cpu"), strict=False).missing_keys
-    model, selectors = model.to(device).eval(), observed(model, not args.ungated and not missing)
+    model.load_state_dict(torch.load(args.weights, map_location="cpu"))
+    model, selectors = model.to(device).eval(), observed(model)
     use(model, text)
-    print(text, "without a trained selector" if missing else "")
-    generator = torch.Generator(device).manual_seed(99)
-    for hops in args.hops:
-        batch = FactChains(args.tokens, hops, 16 // hops, 16 // hops).draw(args.documents, generator)
-        for choice in args.choices:
+    task = FactChains(args.tokens, args.hops, FACTS // args.hops, FACTS // args.hops)
+    batch = task.draw(args.documents, torch.Generator(device).manual_seed(99))
+    line = {"variant": variant, "seed": int(seed), "pattern": text, "tokens": args.tokens, "hops": args.hops,
+            "documents": args.documents, "accuracy": {}}  # fmt: skip
+    for choice in CHOICES:
+        answers = []
+        for selector in selectors:
+            selector.chooses, selector.notes = choice, []
+        for row in range(args.documents):
+            one = Batch(*(part[row : row + 1] for part in (batch.tokens, batch.at, batch.answers)))
             for selector in selectors:
-                selector.chooses, selector.notes, selector.asked = choice, [], None
-            answers = []
-            for row in range(args.documents):
-                for selector in selectors:
-                    selector.asked = batch.at[row : row + 1]
-                one = type(batch)(*(part[row : row + 1] for part in (batch.tokens, batch.at, batch.answers)))
-                answers.append(accuracy(model, one))
-            print(f"{hops} hops, chosen by {choice}: {sum(answers) / len(answers):.3f}", flush=True)
-            for layer, selector in enumerate(selectors):
-                outside, own, mean, best = torch.cat(selector.notes, 1).mean((1, 3)).unbind(0)
-                heads = "  ".join(
-                    f"{o:.2f}: {a / o:.3f} {m / o:.3f} {b / o:.3f}" if o > 0.02 else f"{o:.2f}: -".ljust(24)
-                    for o, a, m, b in zip(outside.tolist(), own.tolist(), mean.tolist(), best.tolist(), strict=True)
-                )
-                print(f"   layer {layer}, outside: own mean best  {heads}", flush=True)
+                selector.asked = one.at
+            answers.append(accuracy(model, one))
+        line["accuracy"][choice] = round(sum(answers) / len(answers), 4)
+        print(f"chosen by {choice}: {line['accuracy'][choice]}", flush=True)
+        if choice == "own":
+            line["layers"] = []
+            for selector in selectors:
+                outside, own, mean, best = torch.cat(selector.notes, 1).mean((1, 2, 3)).tolist()
+                shares = {"outside": outside, "own": own / outside, "mean": mean / outside, "best": best / outside}
+                line["layers"].append({name: round(share, 4) for name, share in shares.items()})
+                print(line["layers"][-1], flush=True)
+    with args.out.open("a") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":
