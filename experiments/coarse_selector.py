@@ -5,8 +5,7 @@ query and head choose for themselves, the order of weights is that of logits: th
 the coarse attention itself is a masked product over a few hundred keys.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -45,70 +44,26 @@ class CoarseSelector(BlockSelector):
         return coarse * torch.sigmoid(self.gate(x))[..., None], selected
 
 
-class TaughtSelector(CoarseSelector):
-    """The same, and a loss that teaches it: its coarse weights imitate where exact attention would look.
-
-    p[b] = what block b gets of softmax(scale * q k) over all earlier keys;  c = softmax(scale * q c_k) over the candidates
-    loss = sum_b p[b] (log(p[b] / sum p) - log c[b]), over the candidates b, mean over queries and heads
-
-    p is a target: no gradient goes through it. It is computed for a few queries only, those at `asked`: the whole would
-    cost what dense attention costs.
-
-    Source: DeepSeek-V3.2's indexer, arXiv:2512.02556; SeerAttention, arXiv:2410.13276.
-    """
-
-    asked: Tensor | None = None  # [B, Q] positions of the queries that teach; None: no lesson
-    loss: Tensor | None = None  # of the last forward pass
-
-    def compress(self, k: Tensor, v: Tensor, *, cu_seqlens: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
-        self._keys = k
-        return super().compress(k, v, cu_seqlens=cu_seqlens)
-
-    def forward(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        if self.asked is not None:
-            self.loss = self.imitation(q, self._keys, k, self.asked)
-        del self._keys
-        return super().forward(x, q, k, v, **options)
-
-    def imitation(self, q: Tensor, keys: Tensor, compressed: Tensor, asked: Tensor) -> Tensor:
-        tokens, heads, size = q.shape[1:]
-        choice = split_choice(self.pattern)
-        assert choice is not None
-        some = q.gather(1, asked[:, :, None, None].expand(-1, -1, heads, size)).transpose(1, 2) * size**-0.5
-        allowed = candidate_blocks(
-            choice, static_interval(self.pattern, True), Document(0, tokens, 0, tokens), slice(0, tokens), causal=True,
-            device=q.device,
-        )[asked][:, None]  # fmt: skip
-        with torch.no_grad():
-            seen = torch.arange(tokens, device=q.device) <= asked[:, None, :, None]
-            exact = (
-                (some @ keys.to(some.dtype).permute(0, 2, 3, 1)).float().masked_fill(~seen, float("-inf")).softmax(-1)
-            )
-            exact = F.pad(exact, (0, -tokens % self.block)).unflatten(-1, (-1, self.block)).sum(-1) * allowed
-            total = exact.sum(-1, keepdim=True).clamp(min=1e-9)
-        logits = (some @ compressed.to(some.dtype).permute(0, 2, 3, 1)).float()
-        log_coarse = logits.masked_fill(~allowed, -1e4).log_softmax(-1)
-        return (torch.xlogy(exact, exact / total) - exact * log_coarse).sum(-1).mean()
-
-
-def faster(model: nn.Module, *, taught: bool = False) -> None:
-    """Let the model's selectors run this way, with the same weights; taught ones at the positions that the model is asked at."""
+def faster(model: nn.Module) -> list[BlockSelector]:
+    """Let the model's selectors run this way, with the same weights."""
     selectors = [module for module in model.modules() if type(module) is BlockSelector]
     for selector in selectors:
-        selector.__class__ = TaughtSelector if taught else CoarseSelector
+        selector.__class__ = CoarseSelector
+    return selectors
+
+
+def teach(model: nn.Module, selectors: Sequence[BlockSelector]) -> Callable[[], Tensor]:
+    """Selectors learn, while the model trains, at the positions that it is asked at; the sum of their last lessons."""
 
     def tell(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         for selector in selectors:
-            selector.asked = args[1] if module.training else None
+            selector.taught_at = args[1] if module.training else None
 
-    if taught:
-        model.register_forward_pre_hook(tell)
+    def lesson() -> Tensor:
+        lessons = torch.stack([selector.lesson for selector in selectors]).sum()
+        for selector in selectors:
+            selector.lesson = None  # nothing of a step outlives it
+        return lessons
 
-
-def lesson(model: nn.Module) -> Tensor:
-    """The sum of what the taught selectors of a model missed in its last forward pass; it is told once."""
-    taught = [module for module in model.modules() if isinstance(module, TaughtSelector)]
-    losses = [selector.loss for selector in taught if selector.loss is not None]
-    for selector in taught:
-        selector.loss = None
-    return torch.stack(losses).sum()
+    model.register_forward_pre_hook(tell)
+    return lesson

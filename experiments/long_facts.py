@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from attention_cost import share
-from coarse_selector import faster, lesson
+from coarse_selector import faster, teach
 
 from sparse_attn.models import LanguageModel
 from sparse_attn.nn import SparseSelfAttention
@@ -237,13 +237,14 @@ def extended(
     if name not in GATED:
         for block in model.blocks:
             block.mixer.selector = None
-    faster(model, taught=name in TAUGHT)
+    selectors = faster(model)
+    lesson = teach(model, selectors) if name in TAUGHT else None
     model = model.to(device)
     model.load_state_dict(base.state_dict(), strict=False)  # what only this pattern has starts as it was made
     tasks, order = plan_of(stages)
     recipe = Recipe(len(order), rate, warmup=50, quick=QUICK, autocast=autocast)
     added = (".selector.", ".anchors.")
-    beside = (lambda: LESSON * lesson(model)) if name in TAUGHT else None
+    beside = None if lesson is None else lambda: LESSON * lesson()
     trainer = Trainer(model, tasks, recipe, order=order, quick=added, beside=beside, seed=1000 + seed, capture=capture)
     seconds, losses = [], []
     for tokens, _, steps in stages:

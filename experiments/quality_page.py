@@ -23,7 +23,7 @@ RESULTS = ROOT / "experiments" / "results"
 PUBLISHED = {"window 16": (16, 0.15), "window 64": (64, 0.51), "window 256": (256, 0.80), "full": (None, 1.0)}
 VARIANTS = (
     "dense", "window", "window + anchors", "window + AnchorTree", "window + TopBlocks", "window + TopBlocks, gated",
-    "window + Router", "window + Hashed",
+    "window + TopBlocks, taught", "window + Router", "window + Hashed",
 )  # fmt: skip
 TASKS = {"recall": "single recall", "multi_query": "16-query recall", "two_hops": "two hops", "four_hops": "four hops"}
 PLACES = {"far": "> 10,000 tokens away", "anywhere": "anywhere"}

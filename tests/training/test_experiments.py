@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_attn.nn import BlockSelector
+from sparse_attn.models import LanguageModel
+from sparse_attn.nn import BlockSelector, SparseSelfAttention
 from sparse_attn.patterns import parse
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,34 +42,21 @@ def test_fast_selector_gives_what_the_selector_gives() -> None:
     torch.testing.assert_close(found[2], expected[2])
 
 
-def test_lesson_is_the_divergence_between_where_exact_and_coarse_attention_look() -> None:
+def test_selectors_are_taught_where_the_model_is_asked_while_it_trains() -> None:
     coarse = importlib.import_module("coarse_selector")
-    selector = BlockSelector(12, 2, 2, 8, parse("window(6) | topblocks(2, block=4)")).double()
-    torch.nn.init.normal_(selector.pooling)
-    model = torch.nn.ModuleList([selector])
-    coarse.faster(model, taught=True)
-    x, at = torch.randn(2, 30, 12, dtype=torch.float64), torch.tensor([[3, 29], [17, 28]])
-    q, k, v = (torch.randn(2, 30, 2, 8, dtype=torch.float64) for _ in range(3))
-    keys = selector.compress(k, v)[0]
-    selector.asked = at
-    selector(x, q, keys, selector.compress(k, v)[1])
-    found = []
-    for example, positions in enumerate(at.tolist()):
-        for t in positions:
-            for head in range(2):
-                scores = (k[example, : t + 1, head] @ q[example, t, head] / 8**0.5).exp()
-                # Whole blocks before the query's own, unless the window of 6 keys covers them.
-                blocks = [b for b in range(t // 4) if b * 4 < t - 5]
-                if not blocks:
-                    found.append(0.0)
-                    continue
-                mass = torch.stack([scores[b * 4 : b * 4 + 4].sum() for b in blocks]) / scores.sum()
-                logits = torch.stack([keys[example, b, head] @ q[example, t, head] / 8**0.5 for b in blocks])
-                miss = mass * (mass / mass.sum()).log() - mass * logits.log_softmax(0)
-                found.append(float(miss.detach().sum()))
-    assert float(coarse.lesson(model).detach()) == pytest.approx(sum(found) / len(found), abs=1e-5)
-    assert min(found) >= 0.0
-    assert max(found) > 0.0
+    pattern = parse("window(6) | topblocks(2, block=4)")
+    layer = SparseSelfAttention(16, 2, pattern, rope_theta=None)
+    model = LanguageModel(40, 16, [layer])
+    lesson = coarse.teach(model, coarse.faster(model))
+    tokens, at = torch.randint(40, (2, 30)), torch.tensor([[20, 29], [17, 28]])
+    model(tokens, at)
+    assert torch.equal(layer.selector.taught_at, at)
+    lesson().backward()
+    assert layer.selector.pooling.grad.abs().max() > 0
+    assert layer.selector.lesson is None
+    model.eval()
+    model(tokens, at)
+    assert layer.selector.lesson is None
 
 
 def test_price_of_attention_is_what_a_hand_counts() -> None:
