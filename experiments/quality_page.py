@@ -327,9 +327,9 @@ Cells: mean over runs (least-most).
 - The goal's margin: recipe E asks 768 four-hop questions a seed about far facts and 384 anywhere. Over two seeds the standard
   error of a share kept is about 0.5% and 0.7% (questions taken as independent): a true 98.8% is not excluded.
 - What was lost was lost by choosing. Below: `gated` and `taught` of recipe D's seed 0 on {selection_documents} documents of
-  {selection_tokens} tokens, four questions of four hops each (`experiments/selection_ceiling.py`). For the queries that are asked, all
-  heads: of the attention mass outside the window, how much lies in the chosen blocks. "The mass itself" chooses best; a selector
-  cannot hold more.
+  {selection_tokens} tokens, four questions of four hops each (`experiments/selection_ceiling.py`). For the queries that are asked,
+  all heads: of the attention mass outside the window, how much lies in the chosen blocks. "The mass itself" chooses best; a
+  selector cannot hold more.
 
 {selection}
 
