@@ -191,9 +191,13 @@ def verdicts(groups: list[dict[str, list[Run]]]) -> list[str]:
 
 
 def picture(groups: list[dict[str, list[Run]]], path: Path) -> None:
-    figure, axes = plt.subplots(1, len(groups), figsize=(4.2 * len(groups), 3.6), sharey=True, squeeze=False)
+    across = min(3, len(groups))
+    down = -(-len(groups) // across)
+    figure, axes = plt.subplots(down, across, figsize=(4.2 * across, 3.6 * down), sharey=True, squeeze=False)
+    for axis in axes.flat[len(groups) :]:
+        axis.set_visible(False)
     colours = {name: f"C{index}" for index, name in enumerate(VARIANTS)}
-    for axis, letter, found in zip(axes[0], LETTERS, groups, strict=False):
+    for axis, letter, found in zip(axes.flat, LETTERS, groups, strict=False):
         names = [name for name in found if name != "base"]
         for number, name in enumerate(names):
             rows = [values_of(found[name], f"{task}, far") for task in TASKS]
@@ -205,7 +209,8 @@ def picture(groups: list[dict[str, list[Run]]], path: Path) -> None:
         axis.set_title(f"recipe {letter}", fontsize=10)
         axis.set_ylim(0, 1.02)
         axis.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncol=3, frameon=False)
-    axes[0][0].set_ylabel("accuracy, facts > 10,000 tokens away", fontsize=8)
+    for row in axes:
+        row[0].set_ylabel("accuracy, facts > 10,000 tokens away", fontsize=8)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
