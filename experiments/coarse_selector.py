@@ -5,7 +5,7 @@ query and head choose for themselves, the order of weights is that of logits: th
 the coarse attention itself is a masked product over a few hundred keys.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -44,8 +44,26 @@ class CoarseSelector(BlockSelector):
         return coarse * torch.sigmoid(self.gate(x))[..., None], selected
 
 
-def faster(model: nn.Module) -> None:
+def faster(model: nn.Module) -> list[BlockSelector]:
     """Let the model's selectors run this way, with the same weights."""
-    for module in model.modules():
-        if type(module) is BlockSelector:
-            module.__class__ = CoarseSelector
+    selectors = [module for module in model.modules() if type(module) is BlockSelector]
+    for selector in selectors:
+        selector.__class__ = CoarseSelector
+    return selectors
+
+
+def teach(model: nn.Module, selectors: Sequence[BlockSelector]) -> Callable[[], Tensor]:
+    """Selectors learn, while the model trains, at the positions that it is asked at; the sum of their last lessons."""
+
+    def tell(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        for selector in selectors:
+            selector.taught_at = args[1] if module.training else None
+
+    def lesson() -> Tensor:
+        lessons = torch.stack([selector.lesson for selector in selectors]).sum()
+        for selector in selectors:
+            selector.lesson = None  # nothing of a step outlives it
+        return lessons
+
+    model.register_forward_pre_hook(tell)
+    return lesson

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from attention_cost import share
-from coarse_selector import faster
+from coarse_selector import faster, teach
 
 from sparse_attn.models import LanguageModel
 from sparse_attn.nn import SparseSelfAttention
@@ -35,17 +35,20 @@ from sparse_attn.training import Batch, FactChains, Recipe, Trainer, accuracy
 WIDTH, LAYERS, HEADS, MLP = 384, 6, 6, 768
 FACTS = 16
 HOPS = (1, 2, 4)
+TURNS = (4, 1, 4, 2)  # hops of the documents, step by step, once a base has learned on HOPS in turn
 # At 16,384 tokens; on shorter documents windows and blocks shrink with the length, so that what lies beyond them is needed.
 VARIANTS = {
     "dense": "full()",
     "window": "window({w1024})",
     "window + anchors": "window({w1024}) | anchors(64, block={b128})",
-    "window + TopBlocks": "window({w256}) | topblocks(32, block=16)",
-    "window + TopBlocks, gated": "window({w256}) | topblocks(32, block=16)",
+    "window + TopBlocks": "window({w256}) | topblocks({k32}, block=16)",
+    "window + TopBlocks, gated": "window({w256}) | topblocks({k32}, block=16)",
+    "window + TopBlocks, taught": "window({w256}) | topblocks({k32}, block=16)",
 }
-GATED = (
-    "window + TopBlocks, gated",
-)  # the others' TopBlocks choose by the mean of a block's keys, as attention() does
+# The others' TopBlocks choose by the mean of a block's keys, as attention() does.
+GATED = ("window + TopBlocks, gated", "window + TopBlocks, taught")
+TAUGHT = ("window + TopBlocks, taught",)
+LESSON = 0.1  # weight of what its selectors missed
 LONGEST = 16384
 SAME = ("base", "base_rate", "planned_stages", "first", "rate", "quick")  # a run of another recipe is another run
 QUICK = 20.0  # times the rate, for what only a variant has: it starts from nothing beside a base that is trained
@@ -54,7 +57,8 @@ QUICK = 20.0  # times the rate, for what only a variant has: it starts from noth
 def pattern_at(text: str, tokens: int) -> str:
     share = tokens / LONGEST
     return text.format(
-        w1024=max(16, int(1024 * share)), w256=max(16, int(256 * share)), b128=max(8, int(128 * share))
+        w1024=max(16, int(1024 * share)), w256=max(16, int(256 * share)), b128=max(8, int(128 * share)),
+        k32=max(4, int(32 * share**0.5)),
     )  # fmt: skip
 
 
@@ -99,7 +103,7 @@ def tests_of(tokens: int, share_of_documents: float, device: str) -> dict[str, B
     found = {}
     for place, facts_in, part in (("far", FAR, 1.0), ("anywhere", 1.0, 0.5)):
         for name, hops, questions, documents in (
-            ("recall", 1, 1, 256), ("multi_query", 1, 16, 48), ("two_hops", 2, 8, 64), ("four_hops", 4, 4, 128),
+            ("recall", 1, 1, 192), ("multi_query", 1, 16, 32), ("two_hops", 2, 8, 64), ("four_hops", 4, 4, 192),
         ):  # fmt: skip
             task = FactChains(tokens, hops, FACTS // hops, questions, facts_in=facts_in)
             found[f"{name}, {place}"] = task.draw(max(1, int(documents * part * share_of_documents)), generator)
@@ -112,17 +116,21 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), help="names, or name=pattern")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument(
-        "--base", nargs="+", default=["128x128x2500", "512x32x600", "1024x32x400"], help="tokens x batch x steps, dense"
+        "--base",
+        nargs="+",
+        default=["128x128x2500", "512x32x1000", "1024x32x1000"],
+        help="tokens x batch x steps, dense",
     )
     parser.add_argument("--base-rate", type=float, default=1e-3)
     parser.add_argument(
-        "--stages", nargs="+", default=["1024x32x250", "4096x8x150", "16384x4x200"], help="of each variant"
+        "--stages", nargs="+", default=["1024x32x250", "4096x8x300", "16384x4x200"], help="of each variant"
     )
     parser.add_argument("--first", default="", help="a stage that the variants of --first-for begin with")
     parser.add_argument("--first-for", nargs="*", default=["window + anchors"])
     parser.add_argument("--rate", type=float, default=2.5e-4)
     parser.add_argument("--tests", type=float, default=1.0, help="share of the test documents")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing that would not end by then")
+    parser.add_argument("--keep", type=Path, help="a folder for trained weights")
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
     began = time.monotonic()
@@ -135,7 +143,7 @@ def main() -> None:
     known = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     slowest = 0.0
     about = {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "torch": torch.__version__,
-             "planned_stages": args.stages, "first": args.first, "quick": QUICK,
+             "planned_stages": args.stages, "first": args.first, "quick": QUICK, "turns": TURNS,
              "base": args.base, "base_rate": args.base_rate, "rate": args.rate,
              "width": sizes.width, "layers": sizes.layers, "heads": sizes.heads, "mlp": sizes.mlp, "tokens": longest}  # fmt: skip
 
@@ -154,7 +162,9 @@ def main() -> None:
         if not wanted or left() < slowest:
             continue
         base = model_of("full()", seed, sizes).to(device)
-        tasks, order = plan_of(base_stages)
+        tasks, order = plan_of(base_stages[:1], HOPS)
+        later, after = plan_of(base_stages[1:])
+        tasks, order = tasks + later, order + [len(tasks) + task for task in after]
         recipe = Recipe(len(order), args.base_rate, warmup=min(200, len(order) // 5), autocast=autocast)
         trainer = Trainer(base, tasks, recipe, order=order, seed=seed)
         losses = trained(trainer, began)
@@ -175,6 +185,8 @@ def main() -> None:
             }
             file.write(json.dumps(line) + "\n")
         del trainer
+        if args.keep is not None:
+            keep_weights(base, args.keep / f"base-{seed}.pt")
         for name, text in wanted.items():
             if left() < slowest:
                 print(f"no time left for {name}, seed {seed}", flush=True)
@@ -187,7 +199,9 @@ def main() -> None:
             for capture in (True, False):  # what the other variants found must not be lost by one that fails
                 try:
                     own = [*parsed([args.first] if args.first and name in args.first_for else []), *stages]
-                    line = extended(base, name, text, seed, own, sizes, args.rate, autocast, tests, device, capture)
+                    line = extended(
+                        base, name, text, seed, own, sizes, args.rate, autocast, tests, device, capture, args.keep
+                    )
                     break
                 except Exception as error:
                     print(f"{name}, seed {seed}, capture {capture}: {type(error).__name__}: {error}", flush=True)
@@ -200,7 +214,10 @@ def main() -> None:
             cost = share(
                 parse(final), longest, sizes.heads, sizes.heads, sizes.width // sizes.heads, gated=name in GATED
             )
-            line = about | {"variant": name, "seed": seed, "pattern": final, "share_of_dense": round(cost, 4)} | line
+            about_it = {"variant": name, "seed": seed, "pattern": final, "share_of_dense": round(cost, 4)}
+            if name in TAUGHT:
+                about_it["lesson"] = LESSON
+            line = about | about_it | line
             line["seconds"] = round(took, 1)
             with args.out.open("a") as file:
                 file.write(json.dumps(line) + "\n")
@@ -213,19 +230,22 @@ def main() -> None:
 def extended(
     base: LanguageModel, name: str, text: str, seed: int, stages: list[tuple[int, ...]], sizes: Sizes, rate: float,
     autocast: torch.dtype | None, tests: dict[str, Batch], device: str, capture: bool,
+    keep: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The base goes on through its pattern, one trainer over all stages, and is tested."""
     model = model_of(pattern_at(text, stages[-1][0]), seed, sizes)
     if name not in GATED:
         for block in model.blocks:
             block.mixer.selector = None
-    faster(model)
+    selectors = faster(model)
+    lesson = teach(model, selectors) if name in TAUGHT else None
     model = model.to(device)
     model.load_state_dict(base.state_dict(), strict=False)  # what only this pattern has starts as it was made
     tasks, order = plan_of(stages)
     recipe = Recipe(len(order), rate, warmup=50, quick=QUICK, autocast=autocast)
     added = (".selector.", ".anchors.")
-    trainer = Trainer(model, tasks, recipe, order=order, quick=added, seed=1000 + seed, capture=capture)
+    beside = None if lesson is None else lambda: LESSON * lesson()
+    trainer = Trainer(model, tasks, recipe, order=order, quick=added, beside=beside, seed=1000 + seed, capture=capture)
     seconds, losses = [], []
     for tokens, _, steps in stages:
         start = time.monotonic()
@@ -234,22 +254,32 @@ def extended(
         seconds.append(round(time.monotonic() - start, 1))
         print(f"  {name}, {tokens} tokens: {seconds[-1]} s, {losses[-1]}", flush=True)
     begin = time.monotonic()
+    model.eval()
     found = measured(model, tests, autocast)
+    if keep is not None:
+        keep_weights(model, keep / f"{name}-{seed}.pt")
     seconds.append(round(time.monotonic() - begin, 1))
     return {"weights": sum(p.numel() for p in model.parameters()), "captured": capture, "stages": stages,
             "stage_seconds": seconds, "losses": losses, "tests": found}  # fmt: skip
+
+
+def keep_weights(model: LanguageModel, path: Path) -> None:
+    """In half the room: enough to look at what was learned (`selection_ceiling.py`), not to go on from."""
+    torch.save({name: weight.half() for name, weight in model.state_dict().items()}, path)
 
 
 def parsed(stages: list[str]) -> list[tuple[int, ...]]:
     return [tuple(map(int, stage.split("x"))) for stage in stages]
 
 
-def plan_of(stages: list[tuple[int, ...]]) -> tuple[list[tuple[FactChains, int]], list[int]]:
+def plan_of(
+    stages: list[tuple[int, ...]], turns: tuple[int, ...] = TURNS
+) -> tuple[list[tuple[FactChains, int]], list[int]]:
     """The tasks of all stages, and which of them each step takes: hops in turn."""
     tasks, order = [], []
     for index, (tokens, batch, steps) in enumerate(stages):
         tasks += tasks_of(tokens, batch)
-        order += [index * len(HOPS) + step % len(HOPS) for step in range(steps)]
+        order += [index * len(HOPS) + HOPS.index(turns[step % len(turns)]) for step in range(steps)]
     return tasks, order
 
 

@@ -23,7 +23,7 @@ RESULTS = ROOT / "experiments" / "results"
 PUBLISHED = {"window 16": (16, 0.15), "window 64": (64, 0.51), "window 256": (256, 0.80), "full": (None, 1.0)}
 VARIANTS = (
     "dense", "window", "window + anchors", "window + AnchorTree", "window + TopBlocks", "window + TopBlocks, gated",
-    "window + Router", "window + Hashed",
+    "window + TopBlocks, taught", "window + Router", "window + Hashed",
 )  # fmt: skip
 TASKS = {"recall": "single recall", "multi_query": "16-query recall", "two_hops": "two hops", "four_hops": "four hops"}
 PLACES = {"far": "> 10,000 tokens away", "anywhere": "anywhere"}
@@ -133,6 +133,22 @@ def missing_table(groups: list[dict[str, list[Run]]]) -> list[str]:
     return lines
 
 
+def selection_table(rows: list[Run]) -> list[str]:
+    """Of the mass outside the window, how much the chosen blocks hold, by layer."""
+    layers = len(rows[0]["layers"])
+    lines = [
+        f"| variant | blocks chosen by | {' | '.join(f'layer {n + 1}' for n in range(layers))} | four hops answered |",
+        "|---" * (layers + 3) + "|",
+    ]
+    for row in rows:
+        for key, words in (("own", "the layer's selector"), ("mean", "means of keys"), ("best", "the mass itself")):
+            shares = " | ".join(f"{layer[key]:.3f}" for layer in row["layers"])
+            name = row["variant"].removeprefix("window + TopBlocks, ") if key == "own" else ""
+            answered = f"{row['accuracy'][key]:.3f}" if key in row["accuracy"] else "not run"
+            lines.append(f"| {name} | {words} | {shares} | {answered} |")
+    return lines
+
+
 def kept(found: dict[str, list[Run]], name: str, place: str) -> dict[str, float]:
     """Of dense accuracy, task by task, means over seeds."""
     shares = {}
@@ -153,8 +169,11 @@ def verdicts(groups: list[dict[str, list[Run]]]) -> list[str]:
         dense = [mean(v) for t in TASKS for p in PLACES if (v := values_of(found.get("dense", []), f"{t}, {p}"))]
         if not dense:
             continue
-        enough = "enough (above 0.95 was asked for)" if min(dense) > 0.95 else "too little: above 0.95 was asked for"
-        lines.append(f"- Recipe {letter}: dense attention reaches {min(dense):.3f} on its weakest task, {enough}.")
+        reached = f"- Recipe {letter}: dense attention reaches {min(dense):.3f} on its weakest task"
+        if min(dense) <= 0.95:
+            lines.append(f"{reached}, where above 0.95 was asked for: shares of it say little.")
+            continue
+        lines.append(f"{reached}.")
         for name, runs in found.items():
             shares = {place: kept(found, name, place) for place in PLACES}
             if name in ("base", "dense") or not shares["far"]:
@@ -162,7 +181,7 @@ def verdicts(groups: list[dict[str, list[Run]]]) -> list[str]:
             lines.append(f"    - {name}, 1/{1 / runs[0]['share_of_dense']:.1f} of the FLOPs, keeps of dense accuracy:")
             lines += [f"      {words}: {listed(shares[place])}." for place, words in PLACES.items()]
             least = min(share for place in PLACES for share in shares[place].values())
-            if least >= 0.99 and runs[0]["share_of_dense"] <= 1 / 6 and min(dense) > 0.95:
+            if least >= 0.99 and runs[0]["share_of_dense"] <= 1 / 6:
                 met.append(f"{name} (recipe {letter}, {seeds_of(runs)} of 3 seeds)")
     lines += [
         f"- Goal, at least 99% of dense accuracy on every task at no more than a sixth of the FLOPs: "
@@ -172,9 +191,13 @@ def verdicts(groups: list[dict[str, list[Run]]]) -> list[str]:
 
 
 def picture(groups: list[dict[str, list[Run]]], path: Path) -> None:
-    figure, axes = plt.subplots(1, len(groups), figsize=(4.2 * len(groups), 3.6), sharey=True, squeeze=False)
+    across = min(3, len(groups))
+    down = -(-len(groups) // across)
+    figure, axes = plt.subplots(down, across, figsize=(4.2 * across, 3.6 * down), sharey=True, squeeze=False)
+    for axis in axes.flat[len(groups) :]:
+        axis.set_visible(False)
     colours = {name: f"C{index}" for index, name in enumerate(VARIANTS)}
-    for axis, letter, found in zip(axes[0], LETTERS, groups, strict=False):
+    for axis, letter, found in zip(axes.flat, LETTERS, groups, strict=False):
         names = [name for name in found if name != "base"]
         for number, name in enumerate(names):
             rows = [values_of(found[name], f"{task}, far") for task in TASKS]
@@ -186,7 +209,8 @@ def picture(groups: list[dict[str, list[Run]]], path: Path) -> None:
         axis.set_title(f"recipe {letter}", fontsize=10)
         axis.set_ylim(0, 1.02)
         axis.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncol=3, frameon=False)
-    axes[0][0].set_ylabel("accuracy, facts > 10,000 tokens away", fontsize=8)
+    for row in axes:
+        row[0].set_ylabel("accuracy, facts > 10,000 tokens away", fontsize=8)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
@@ -233,7 +257,7 @@ def recipe_text(letter: str, found: dict[str, list[Run]]) -> list[str]:
     ]
 
 
-def page(recall_runs: list[Run], long_runs: list[Run]) -> str:
+def page(recall_runs: list[Run], long_runs: list[Run], selection: list[Run]) -> str:
     groups = by_recipe(long_runs)
     about = next((run for run in long_runs if run["variant"] == "base"), {})
     rates = ", ".join(f"{rate:g}" for rate in sorted({run["rate"] for run in recall_runs}))
@@ -248,6 +272,9 @@ def page(recall_runs: list[Run], long_runs: list[Run]) -> str:
         recipes="\n".join(
             line for letter, found in zip(LETTERS, groups, strict=False) for line in recipe_text(letter, found)
         ),
+        selection="\n".join(selection_table(selection)),
+        selection_tokens=selection[0]["tokens"],
+        selection_documents=selection[0]["documents"],
         verdicts="\n".join(verdicts(groups)),
         missing="\n".join(missing_table(groups)),
     )
@@ -285,8 +312,13 @@ attention, no positions, {weights:.1f}M weights. A base learns from scratch on s
 every variant goes on from it with its own pattern, same data, steps and rates. `python experiments/long_facts.py`.
 
 Recipes were changed from run to run as they showed what was lacking, so variants are compared within a recipe only. From
-recipe B on, windows shrink with the document while it is short. TopBlocks chooses for every query by itself (rows=1), by
-the mean of a block's keys; `gated` by learned pooling with a gated coarse attention (after arXiv:2502.11089).
+recipe B on, windows shrink with the document while it is short; from recipe D on the number of chosen blocks does too, with
+the root of the length. TopBlocks chooses for every query by itself (rows=1), by the mean of a block's keys; `gated` by learned
+pooling with a gated coarse attention (`nn.BlockSelector`, after arXiv:2502.11089); `taught` is `gated` with a further loss of
+weight 0.1 (`nn.selection_loss`, after arXiv:2512.02556 and arXiv:2410.13276): at the queries that are asked, the coarse weights
+imitate the mass that exact attention would give to each block. That costs training 16 dense rows a document, and nothing later.
+In recipe E half of the steps after the base's first stage take four hops, and anchors, which start from nothing, first have
+600 steps more on 64 documents of 256 tokens. Pooling, gates and anchors learn at 20 times the rate from recipe D on.
 FLOPs are those of attention at 16,384 tokens: kept pairs, extra keys, the choice of blocks, pooling and scan
 (`experiments/attention_cost.py`); projections and MLP, which all variants share, are left out.
 Cells: mean over runs (least-most).
@@ -297,17 +329,30 @@ Cells: mean over runs (least-most).
 ## What it says
 
 {verdicts}
+- The goal's margin: recipe E asks 768 four-hop questions a seed about far facts and 384 anywhere. Over two seeds the standard
+  error of a share kept is about 0.5% and 0.7% (questions taken as independent): a true 98.8% is not excluded.
+- What was lost was lost by choosing. Below: `gated` and `taught` of recipe D's seed 0 on {selection_documents} documents of
+  {selection_tokens} tokens, four questions of four hops each (`experiments/selection_ceiling.py`). For the queries that are asked,
+  all heads: of the attention mass outside the window, how much lies in the chosen blocks. "The mass itself" chooses best; a
+  selector cannot hold more.
+
+{selection}
+
+- Taught selectors hold within 0.2% of what the best choice of as many blocks would, in every layer. The gated coarse attention
+  alone leaves selectors far from that, most of all in layers 2 to 5, which take the hops: the same weights with the best
+  choice would have answered nearly as often as taught ones do.
 - A window alone answers about as often as the fact lies inside it, though six layers could hand facts on over 6,000
-  tokens: in 800 steps they did not learn to. Published: a window alone keeps 81% on questions across documents. Here it
-  keeps far less; what it keeps depends on how many facts lie in reach, so the two figures need not contradict each other.
-- Published: a window and 64 anchors keep 97.3% of dense accuracy on multi-hop tasks at a sixth of the compute. Not
-  reproduced: here they did no better than the window. Anchors began untrained beside a base that does without them and had
-  800 steps, of which 300 on documents of up to 1,024 tokens needed none; anchors trained from short documents on were not run.
-- Chosen blocks do carry facts from more than 10,000 tokens away. Smaller blocks and a learned choice help; what is lost is
-  lost hop by hop, and four hops lose most. That part of the published account, a gap in tasks that need four or more
-  distant passages at once, shows here too.
-- Two runs of one seed: window + anchors, on this library's kernels throughout, repeated in every printed digit; dense and
-  window, which at up to 1,024 tokens run on PyTorch's own kernels here, differ in the third.
+  tokens: they did not learn to. Published: a window alone keeps 81% on questions across documents. Here it keeps far less; what
+  it keeps depends on how many facts lie in reach, so the two figures need not contradict each other.
+- Published: a window and 64 anchors keep 97.3% of dense accuracy on multi-hop tasks at a sixth of the compute. In recipe A they did
+  no better than the window: they began untrained at 1,024 tokens. Trained from 256 tokens on (recipe E) they keep 97% to 98% on
+  facts asked for directly, about 90% over two hops and less than half over four. So 97.3% is reproduced for single facts and
+  not for chains. Their loss was still falling when the stage of 256 tokens ended: these are not the best that anchors can do.
+- Chosen blocks carry facts from more than 10,000 tokens away, over four hops too, once their choice is taught. The published
+  account sees a remaining gap in tasks that need four or more distant passages at once: anchors show it, and blocks chosen
+  without teaching; taught blocks show none on these tasks.
+- Two runs of one seed (recipe A): window + anchors, on this library's kernels throughout, repeated in every printed digit; dense
+  and window, which at up to 1,024 tokens run on PyTorch's own kernels here, differ in the third.
 
 ## What was not run
 
@@ -315,12 +360,14 @@ Seeds of each variant and recipe (three were asked for):
 
 {missing}
 
-- A second and third seed of anything here, recall included: GPU time ended. One seed's cells of 24 to 256 documents have
-  a standard error of about 0.01 near 0.95 and 0.03 near 0.5.
-- The script's defaults are the next recipe: 32 blocks (still under a sixth of the FLOPs), and a rate 20 times higher for what
-  only a variant has, since pooling starts at zero and cannot move far at the base's rate. Run on a CPU at tiny size only.
-  By the times of recipe C a seed of dense, window, anchors (with `--first 256x64x600`) and gated TopBlocks takes about
-  3 minutes of an H100: `--seeds 0 1 2` is the command.
+- The third seed of recipe E, a second and third of anything else, recall included: GPU time ended. The command that goes on
+  where the results end, four to five minutes of an H100: `python experiments/long_facts.py --out
+  experiments/results/long_facts.jsonl --first 256x64x600 --seeds 2 --variants dense window "window + anchors" "window + TopBlocks,
+  taught"`.
+- In recipe E, TopBlocks by means of keys and `gated`; recipe D tested on half of the documents of recipes A to C. One seed's cells
+  of 24 to 256 documents have a standard error of about 0.01 near 0.95 and 0.03 near 0.5.
+- Teaching at queries of filler: here all that is asked is taught. A language model is asked at every token, and would teach a
+  sample.
 - One size of model; lengths between 1,024 and 16,384 tokens are trained on but not tested; linear attention (Gated
   DeltaNet) was not checked against its outside figure.
 """
@@ -335,7 +382,7 @@ def main() -> None:
     plt.switch_backend("svg")
     plt.rcParams["svg.hashsalt"] = "quality"  # the same picture is the same file
     recall_runs, long_runs = read("recall.jsonl"), read("long_facts.jsonl")
-    text = page(recall_runs, long_runs)
+    text = page(recall_runs, long_runs, read("selection.jsonl"))
     target = ROOT / "docs" / "quality.md"
     if args.check:
         raise SystemExit(0 if target.exists() and target.read_text() == text else 1)

@@ -6,6 +6,7 @@ from .attention import SparseSelfAttention
 from .rope import rotate
 from .routed_attention import RoutedSelfAttention
 from .router import Route, Router
+from .selection_loss import selection_loss
 from .selector import BlockSelector
 from .shared_attention import SharedSelfAttention
 
@@ -19,4 +20,5 @@ __all__ = [
     "SharedSelfAttention",
     "SparseSelfAttention",
     "rotate",
+    "selection_loss",
 ]

@@ -18,6 +18,7 @@ from ..patterns.refusals import check_direction
 from .anchor_tree import AnchorTreeKeys
 from .anchors import AnchorKeys
 from .rope import rotate
+from .selection_loss import selection_loss
 from .selector import BlockSelector
 
 _ONE_ROW = 1 << 40  # a block that holds whatever keys there are
@@ -119,11 +120,13 @@ class SparseSelfAttention(nn.Module):
         q, k, v = self._project(x)
         positions = _positions(x.shape[-2], bounds, x.device)
         k, v, extra = self._beside(k, v, bounds)
-        q_turned, coarse = self._turn(q, positions), None
+        q_turned, k_turned, coarse = self._turn(q, positions), self._turn(k, positions), None
         if self.selector is not None:
             blocks = self.selector.compress(k, v, cu_seqlens=bounds)
+            if self.selector.taught_at is not None:
+                self.selector.lesson = self._lesson(q_turned, k_turned, blocks[0], self.selector.taught_at, bounds)
             coarse, extra["selected"] = self._choose(x, q_turned, blocks, k.shape[-3], bounds)
-        return self._joined(self._attend(x, q_turned, self._turn(k, positions), v, bounds, extra), coarse)
+        return self._joined(self._attend(x, q_turned, k_turned, v, bounds, extra), coarse)
 
     def step(self, x: Float[Tensor, "B T C"], cache: Cache) -> Float[Tensor, "B T C"]:
         """The layer over the next T tokens of sequences whose earlier ones a cache holds.
@@ -195,12 +198,22 @@ class SparseSelfAttention(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The selector's gated coarse attention, and the blocks that it chose; blocks as they were compressed."""
         assert self.selector is not None
-        size, (keys, values) = self.selector.block, blocks
-        rows = _positions(keys.shape[-3], None if bounds is None else row_bounds(bounds, size), x.device)
-        turned = self._turn(keys, rows * size + size // 2)
         return self.selector(  # type: ignore[no-any-return]
-            x, q_turned, turned, values, n_keys=n_keys, causal=self.causal, cu_seqlens_q=bounds, cu_seqlens_k=bounds
-        )
+            x, q_turned, self._middle(blocks[0], bounds), blocks[1], n_keys=n_keys, causal=self.causal,
+            cu_seqlens_q=bounds, cu_seqlens_k=bounds,
+        )  # fmt: skip
+
+    def _middle(self, keys: Tensor, bounds: list[int] | None) -> Tensor:
+        """Compressed keys, turned to the middle of their blocks."""
+        assert self.selector is not None
+        size = self.selector.block
+        rows = _positions(keys.shape[-3], None if bounds is None else row_bounds(bounds, size), keys.device)
+        return self._turn(keys, rows * size + size // 2)
+
+    def _lesson(self, q: Tensor, k: Tensor, blocks: Tensor, at: Tensor, bounds: list[int] | None) -> Tensor:
+        if bounds is not None or not self.causal:
+            raise NotImplementedError("taught_at: lessons are for causal sequences that are not packed: set it to None")
+        return selection_loss(q, k, self._middle(blocks, None), at, self.pattern)
 
     def _joined(self, out: Any, coarse: Tensor | None) -> Tensor:
         whole = out if coarse is None else out + coarse

@@ -22,6 +22,9 @@ class BlockSelector(nn.Module):
     A choice has no gradient. The weights that make it do: they are those of the coarse attention, which enters the
     output, so that queries, keys and the pooling learn to look at blocks worth looking at.
 
+    That lets it learn; it learns far quicker with `selection_loss` beside the loss (docs/quality.md): set `taught_at` before
+    a layer's forward pass over whole sequences, and add `lesson` to the loss after it.
+
     Args:
         dim: Of the layer's input, from which gates are made.
         heads, kv_heads, head_dim: Of the queries and keys.
@@ -30,6 +33,8 @@ class BlockSelector(nn.Module):
     Attributes:
         pooling: ``[Hkv, D]``, the query of learned pooling; zeros at first, which is the mean.
         gate: From the input to one gate for each query head.
+        taught_at: Positions ``[B, Q]`` of the queries that teach; None: no lesson.
+        lesson: `selection_loss` of the layer's last forward pass at these queries, to be added to the loss with a weight.
 
     Raises:
         ValueError: a pattern without `TopBlocks`.
@@ -51,6 +56,8 @@ class BlockSelector(nn.Module):
         self.pattern, self.block = pattern, choice.term.block
         self.pooling = nn.Parameter(torch.zeros(kv_heads, head_dim))
         self.gate = nn.Linear(dim, heads)
+        self.taught_at: Tensor | None = None
+        self.lesson: Tensor | None = None
 
     def compress(
         self, k: Float[Tensor, "*B S Hkv D"], v: Float[Tensor, "*B S Hkv D"], *, cu_seqlens: Sequence[int] | None = None

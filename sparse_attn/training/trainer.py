@@ -1,7 +1,7 @@
 """One training run: tasks, a model, a recipe; every step the same graph, every number from the run's own generator."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +60,8 @@ class Trainer:
         recipe: How it learns.
         quick: Parts of parameters' names: those learn at `recipe.quick` times the rate, such as parts that start from nothing
             in a model that is otherwise trained.
+        beside: A further term of the loss, asked for after each forward pass, such as a router's budget
+            (``lambda: 0.1 * layer.route.over(300)``); `losses` holds the answers' loss alone.
         seed: Of the data. Runs of equal seed, steps and device repeat.
         capture: Use CUDA graphs where there is a GPU.
 
@@ -75,12 +77,13 @@ class Trainer:
         *,
         order: Sequence[int] | None = None,
         quick: Sequence[str] = (),
+        beside: Callable[[], Tensor] | None = None,
         seed: int = 0,
         capture: bool = True,
     ) -> None:
         if not tasks:
             raise ValueError("tasks must hold at least one (task, batch size), got none")
-        self.model, self.tasks, self.recipe = model, list(tasks), recipe
+        self.model, self.tasks, self.recipe, self.beside = model, list(tasks), recipe, beside
         self.order = list(range(len(tasks))) if order is None else list(order)
         device = next(model.parameters()).device
         self.device, self.on_gpu = device, device.type == "cuda"
@@ -153,7 +156,8 @@ class Trainer:
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None, cache_enabled=False):
             logits = self.model(batch.tokens, batch.at)
         loss = F.cross_entropy(logits.flatten(0, 1).float(), batch.answers.flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
+        whole = loss if self.beside is None else loss + self.beside()
+        whole.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         self.optimizer.step()
         self.losses.scatter_(0, self.count.long().view(1), loss.detach().view(1))

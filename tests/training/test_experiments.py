@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_attn.nn import BlockSelector
+from sparse_attn.models import LanguageModel
+from sparse_attn.nn import BlockSelector, SparseSelfAttention
 from sparse_attn.patterns import parse
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +40,23 @@ def test_fast_selector_gives_what_the_selector_gives() -> None:
     assert torch.equal(found[1], expected[1])
     torch.testing.assert_close(found[0], expected[0])
     torch.testing.assert_close(found[2], expected[2])
+
+
+def test_selectors_are_taught_where_the_model_is_asked_while_it_trains() -> None:
+    coarse = importlib.import_module("coarse_selector")
+    pattern = parse("window(6) | topblocks(2, block=4)")
+    layer = SparseSelfAttention(16, 2, pattern, rope_theta=None)
+    model = LanguageModel(40, 16, [layer])
+    lesson = coarse.teach(model, coarse.faster(model))
+    tokens, at = torch.randint(40, (2, 30)), torch.tensor([[20, 29], [17, 28]])
+    model(tokens, at)
+    assert torch.equal(layer.selector.taught_at, at)
+    lesson().backward()
+    assert layer.selector.pooling.grad.abs().max() > 0
+    assert layer.selector.lesson is None
+    model.eval()
+    model(tokens, at)
+    assert layer.selector.lesson is None
 
 
 def test_price_of_attention_is_what_a_hand_counts() -> None:

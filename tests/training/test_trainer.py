@@ -112,6 +112,16 @@ def test_quick_parameters_learn_at_a_multiple_of_the_rate() -> None:
         torch.testing.assert_close(quick[name], plain[name] * (5.0 if ".mixer." in name else 1.0), rtol=1e-3, atol=1e-7)
 
 
+def test_a_term_beside_the_loss_is_learned_from_and_not_recorded() -> None:
+    plain, one = trainer(1), trainer(1)
+    weight = one.model.norm.weight
+    one.beside = lambda: -1e6 * weight.sum()  # so strong that clipping leaves nothing of the rest
+    assert run(plain, 1) == run(one, 1)
+    rate = 1e-2 / 10
+    torch.testing.assert_close(weight.detach(), torch.ones_like(weight) + rate)
+    assert not torch.equal(plain.model.norm.weight, weight)
+
+
 def test_rate_rises_then_falls_by_a_cosine() -> None:
     recipe = Recipe(110, 1.0, warmup=10, final=0.1)
     shares = [float(recipe.share(torch.tensor(float(step)))) for step in (0, 4, 9, 10, 60, 110)]
