@@ -49,11 +49,11 @@ def test_shared_keys_are_the_queries_directions() -> None:
 
 def test_a_routed_layer_reads_what_it_decided_and_trains_its_router() -> None:
     text = "window(3) | topblocks(2, 4) | anchors(2, block=8)"
-    layer = randomise(RoutedSelfAttention(32, 4, parse(text), kv_heads=2, budgets=(0, 2)))
+    layer = randomise(RoutedSelfAttention(32, 4, parse(text), kv_heads=2, budgets=(0, 2), target=4))
     x = torch.randn(1, 20, 32, dtype=torch.float64)
     with pytest.raises(ValueError, match="nothing was spent yet: call the layer first"):
         layer.spent_pairs()
-    loss = layer(x).square().sum() + layer.route.over(4)
+    loss = layer(x).square().sum() + layer.budget_term()
     loss.backward()
     assert layer.router.score.weight.grad.abs().max() > 0
     assert layer.selector.pooling.grad.abs().max() > 0
