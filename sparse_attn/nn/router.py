@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..ops import attention
 from ..ops.boundaries import Lengths, document_bounds
 from ..ops.check_sizes import check_size
-from ..ops.spent_pairs import spent_pairs
+from ..ops.selected_pairs import selected_pairs
 from ..patterns import Pattern, TopBlocks
 from ..patterns.chosen import split_choice
 
@@ -215,8 +215,8 @@ class Router(nn.Module):
         causal: bool = True,
         cu_seqlens: Sequence[int] | None = None,
     ) -> Int[Tensor, "*B Hkv"]:
-        """The exact number of pairs that each example and KV head spent, summary keys included (see `spent_pairs`)."""
-        pairs = spent_pairs(
+        """The exact number of pairs that each example and KV head spent, summary keys included (see `ops.selected_pairs`)."""
+        pairs = selected_pairs(
             route.limit(selected), self.without_anchors, selected.shape[-3], causal=causal, cu_seqlens_q=cu_seqlens
         )
         return pairs + self.r * route.anchors.sum(-2).cpu()

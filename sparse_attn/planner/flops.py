@@ -43,7 +43,12 @@ def prefill_flops(model: Model, context: int) -> Flops:
 def decode_flops(model: Model, context: int) -> Flops:
     """One more token after `context` tokens."""
     check_count("context", context, least=0)
-    attention = sum(score.flops * keys_of(score, context + 1) for layer in model.layers for score in layer.scores)
+    attention = sum(
+        score.flops * keys_of(score, context + 1)
+        for layer in model.layers
+        for score in layer.scores
+        if not score.prefill_only
+    )
     inside, head = _multiplied(model)
     return Flops(2 * (inside + head), attention)
 

@@ -74,7 +74,8 @@ class Scores:
     """Arithmetic of attention: `flops` floating-point operations for each (query, key) pair that `rule` keeps.
 
     `rule` "token": for each token, once (recurrences). `size` is the window, the chunk, the k of top-k, or how many
-    tokens one summary stands for; `top` cuts the summaries to the best so many.
+    tokens one summary stands for; `top` cuts the summaries to the best so many. `prefill_only`: a decode step does not
+    compute it.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Scores:
     rule: Rule = "full"
     size: int = 0
     top: int | None = None
+    prefill_only: bool = False
 
 
 @dataclass(frozen=True)

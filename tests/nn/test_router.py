@@ -7,7 +7,7 @@ from torch import Tensor
 from sparse_attn import Anchors, Sinks, TopBlocks, Window, attention, parse, select_blocks
 from sparse_attn.nn import Router
 from sparse_attn.nn.router import Route
-from sparse_attn.ops.spent_pairs import spent_pairs
+from sparse_attn.ops import selected_pairs
 
 
 def brute_force(route: Route, selected: Tensor, window: int, block: int, r: int = 0) -> list[int]:
@@ -43,11 +43,11 @@ def test_pairs_of_a_choice_stay_within_the_budget_of_its_pattern() -> None:
     pattern = parse("window(5) | sinks(2) | topblocks(3, 4, rows=4)")
     q, k = torch.randn(2, 33, 4, 8), torch.randn(2, 50, 2, 8)
     selected = select_blocks(q, k, pattern)
-    counted = spent_pairs(selected, pattern, 33, 50)
+    counted = selected_pairs(selected, pattern, 33, 50)
     assert counted.shape == (2, 2)
     assert (counted <= pattern.pairs(33, 50)).all()
     assert (counted > (Window(5) | Sinks(2)).pairs(33, 50)).all()
-    packed = spent_pairs(selected[0], pattern, cu_seqlens_q=[0, 33], cu_seqlens_k=[0, 50])
+    packed = selected_pairs(selected[0], pattern, cu_seqlens_q=[0, 33], cu_seqlens_k=[0, 50])
     assert torch.equal(packed, counted[0])
 
 
