@@ -95,7 +95,7 @@ class SparseSelfAttention(nn.Module):
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.pattern, self.causal, self.implementation = pattern, causal, implementation
         self.rope_theta = rope_theta
-        self.rope_dims = 2 * round(rope_fraction * head_dim / 2)
+        self.rope_dims = 2 * min(round(rope_fraction * head_dim / 2), head_dim // 2)
         self.q_proj = nn.Linear(dim, heads * head_dim, bias=False)
         self.k_proj = nn.Linear(dim, kv_heads * head_dim, bias=False)
         self.v_proj = nn.Linear(dim, kv_heads * head_dim, bias=False)

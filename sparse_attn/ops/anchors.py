@@ -247,10 +247,10 @@ def read_anchors(
 
     Cost: one pass over k and v, and O(S / block x R x Hkv x D).
     """
+    check_keys(k, v, block)
     bounds = None if cu_seqlens is None else document_bounds(cu_seqlens, k.shape[-3])
     initial = weights.initial if initial is None else initial
     if _serves(implementation, k):
-        check_keys(k, v, block)
         _check_pooling(weights.pooling, k)
         _check_scan(weights.queries, k, v)
         found = _fused(k, v, weights.queries, weights.pooling, initial, block, causal, None, bounds)
