@@ -14,7 +14,6 @@ from .anchors import AnchorCache
 from .blocks import BlockCache
 from .check_tokens import check_tokens
 
-
 STEP = 32  # tokens from one time that keys are dropped to the next
 
 

@@ -72,7 +72,9 @@ class RoutedSelfAttention(SparseSelfAttention):
         if self.target is None:
             raise ValueError("budget_term: the layer has no target: give target=, the keys that a query may read")
         if self._term is None:
-            raise ValueError("budget_term: nothing to take: call the layer in training mode, with gradients, before each")
+            raise ValueError(
+                "budget_term: nothing to take: call the layer in training mode, with gradients, before each"
+            )
         term, self._term = self._term, None
         return term
 

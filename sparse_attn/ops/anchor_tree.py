@@ -106,7 +106,9 @@ def check_weights(weights: TreeWeights, tree: AnchorTree, k: Tensor) -> None:
         weight = getattr(weights, name, None)
         if not isinstance(weight, Tensor) or tuple(weight.shape) != shape or weight.device != k.device:
             got = f"{tuple(weight.shape)} on {weight.device}" if isinstance(weight, Tensor) else repr(weight)
-            raise ValueError(f"{name} must have shape {shape} ({axes}) on k's device {k.device} for {tree!r}, got {got}")
+            raise ValueError(
+                f"{name} must have shape {shape} ({axes}) on k's device {k.device} for {tree!r}, got {got}"
+            )
 
 
 def _document(k: Tensor, v: Tensor, weights: TreeWeights, tree: AnchorTree) -> tuple[Tensor, Tensor]:

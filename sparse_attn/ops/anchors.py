@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .boundaries import Lengths, document_bounds, row_bounds
 
+
 class AnchorState(NamedTuple):
     """A running softmax over blocks: all that is kept of the blocks read so far, whatever their number.
 

@@ -41,7 +41,9 @@ def document_bounds(lengths: Lengths | None, n: int, name: str = "cu_seqlens") -
         whole = lengths.dim() == 1 and not (lengths.is_floating_point() or lengths.is_complex())
         what = f"{lengths.dtype}, shape {tuple(lengths.shape)}"
     else:
-        whole = isinstance(lengths, Sequence) and all(hasattr(x, "__index__") and not isinstance(x, bool) for x in lengths)
+        whole = isinstance(lengths, Sequence) and all(
+            hasattr(x, "__index__") and not isinstance(x, bool) for x in lengths
+        )
         what = repr(lengths)
     if not whole:
         raise ValueError(f"{name} must be a one-dimensional integer tensor or list, got {what}")

@@ -19,7 +19,12 @@ BOUNDED = [
     "chunked(6) | sinks(3)",
     "dilated(4, 3) | anchors(2, block=16)",
 ]
-GROWING = ["full()", "strided(5) | window(3)", "window(3) | topblocks(2, 4) | anchors(2, block=8)", "window(3) | hashed(1, 4, 4)"]  # fmt: skip
+GROWING = [
+    "full()",
+    "strided(5) | window(3)",
+    "window(3) | topblocks(2, 4) | anchors(2, block=8)",
+    "window(3) | hashed(1, 4, 4)",
+]
 
 
 def make_layer(text: str) -> SparseSelfAttention:
@@ -56,7 +61,9 @@ def others_slow(texts: list[str], first: int) -> list[object]:
     return [*texts[:first], *(pytest.param(text, marks=pytest.mark.slow) for text in texts[first:])]
 
 
-@pytest.mark.parametrize("text", others_slow([BOUNDED[1], GROWING[1], BOUNDED[0], *BOUNDED[2:], GROWING[0], *GROWING[2:]], 2))
+@pytest.mark.parametrize(
+    "text", others_slow([BOUNDED[1], GROWING[1], BOUNDED[0], *BOUNDED[2:], GROWING[0], *GROWING[2:]], 2)
+)
 def test_size_hangs_on_the_length_alone(text: str) -> None:
     layer = make_layer(text)
     x = torch.randn(1, 68, 16, dtype=torch.float64)

@@ -23,8 +23,9 @@ class OnDevice(torch.Tensor):
 
 
 @pytest.fixture
-def on_device() -> OnDevice:
+def on_device(monkeypatch: pytest.MonkeyPatch) -> OnDevice:
     OnDevice.reads = 0
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     return torch.tensor([0, 11, 11, 30]).as_subclass(OnDevice)
 
 
