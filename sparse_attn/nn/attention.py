@@ -2,7 +2,6 @@
 
 from functools import reduce
 from itertools import pairwise
-from math import inf
 from operator import or_
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,13 +11,12 @@ from torch import Tensor, nn
 
 from ..ops import attention
 from ..ops.boundaries import Lengths, document_bounds, row_bounds
-from ..ops.check_sizes import check_size
-from ..ops.implementations import IMPLEMENTATIONS
 from ..patterns import Anchors, AnchorTree, Full, Pattern
 from ..patterns.chosen import split_choice
 from ..patterns.hashed import split_hashed
 from .anchor_tree import AnchorTreeKeys
 from .anchors import AnchorKeys
+from .check_layer import check_options, check_shapes
 from .rope import rotate
 from .selector import BlockSelector
 
@@ -88,8 +86,8 @@ class SparseSelfAttention(nn.Module):
     ) -> None:
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
-        _check_shapes(dim, heads, kv_heads, head_dim)
-        _check_options(pattern, causal, rope_theta, rope_fraction, pooling, implementation)
+        check_shapes(dim, heads, kv_heads, head_dim)
+        check_options(pattern, causal, rope_theta, rope_fraction, pooling, implementation)
         head_dim = dim // heads if head_dim is None else head_dim
         self.dim = dim
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
@@ -281,37 +279,3 @@ def _positions(n: int, bounds: list[int] | None, device: torch.device) -> Int[Te
         return torch.arange(n, device=device)
     parts = [torch.arange(stop - start) for start, stop in pairwise(bounds)]
     return torch.cat(parts or [torch.arange(0)]).to(device)  # one copy, however many documents
-
-
-def _check_shapes(dim: int, heads: int, kv_heads: int, head_dim: int | None) -> None:
-    for name, size in (("dim", dim), ("heads", heads), ("kv_heads", kv_heads), ("head_dim", head_dim)):
-        if size is not None:
-            check_size(name, size)
-    if heads % kv_heads:
-        raise ValueError(f"heads must be a multiple of kv_heads {kv_heads}, got {heads}")
-    if head_dim is None and dim % heads:
-        raise ValueError(f"dim must be a multiple of heads {heads} unless head_dim is given, got {dim}")
-
-
-def _check_options(
-    pattern: object, causal: object, theta: object, fraction: object, pooling: object, implementation: object
-) -> None:
-    if not isinstance(pattern, Pattern):
-        raise ValueError(
-            f"pattern must be a Pattern such as Window(512) | Anchors(64), got {pattern!r}; text goes through "
-            "sparse_attn.parse"
-        )
-    if not isinstance(causal, bool):
-        raise ValueError(f"causal must be True or False, got {causal!r}")
-    if theta is not None and not (_is_number(theta) and 0.0 < theta < inf):  # type: ignore[operator]
-        raise ValueError(f"rope_theta must be a positive number or None, got {theta!r}")
-    if not (_is_number(fraction) and 0.0 <= fraction <= 1.0):  # type: ignore[operator]
-        raise ValueError(f"rope_fraction must lie between 0 and 1, got {fraction!r}")
-    if pooling not in ("learned", "mean"):
-        raise ValueError(f"pooling must be 'learned' or 'mean', got {pooling!r}")
-    if implementation is not None and not (isinstance(implementation, str) and implementation in IMPLEMENTATIONS):
-        raise ValueError(f"implementation must be None or one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}")
-
-
-def _is_number(x: object) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool)

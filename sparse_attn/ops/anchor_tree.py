@@ -121,7 +121,8 @@ def _document(k: Tensor, v: Tensor, weights: TreeWeights, tree: AnchorTree) -> t
         nodes.append(made)
         complete = made[0].shape[1] // tree.fanout * tree.fanout
         own_k, own_v = (x[:, :complete].unflatten(1, (-1, tree.fanout)).flatten(2, 3) for x in made)
-    chosen = _table(tree, k.shape[1], k.device)
+    table = _table if torch.compiler.is_compiling() else _kept_table
+    chosen = table(tree, k.shape[1], k.device)
     rows = []
     for side, null in enumerate((weights.null_k, weights.null_v)):
         beside = null.to(k.dtype)[None].expand(k.shape[0], -1, -1, -1, -1)
@@ -132,6 +133,11 @@ def _document(k: Tensor, v: Tensor, weights: TreeWeights, tree: AnchorTree) -> t
 
 
 @lru_cache(maxsize=64)  # the layers of a model ask for the same few; a copy to the device waits for it
+def _kept_table(tree: AnchorTree, n_keys: int, device: torch.device) -> Int[Tensor, " slots"]:
+    with torch.inference_mode(False):  # kept for calls that are differentiated, too
+        return _table(tree, n_keys, device)
+
+
 def _table(tree: AnchorTree, n_keys: int, device: torch.device) -> Int[Tensor, " slots"]:
     """Which node stands in each slot of each row, counted level by level; the null keys stand after all nodes."""
     made = [n_keys // tree.block]
@@ -143,5 +149,4 @@ def _table(tree: AnchorTree, n_keys: int, device: torch.device) -> Int[Tensor, "
         for n in range(-(-n_keys // tree.block))
         for level, shown in enumerate(tree.shown(n))
     ]
-    with torch.inference_mode(False):  # kept for calls that are differentiated, too
-        return torch.tensor(table, dtype=torch.long, device=device).flatten()
+    return torch.tensor(table, dtype=torch.long, device=device).flatten()

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 Lengths = Sequence[int] | Tensor
@@ -12,11 +13,11 @@ def read_boundaries(lengths: Lengths) -> tuple[int, ...]:
     """The boundaries as numbers; the host waits for a CUDA tensor once, and again when PyTorch has changed it.
 
     Layers and calls that share a tensor share what was read of it. A tensor made in inference mode does not tell when it
-    changes: it is read, and waited for, at each call, and a list is the better argument.
+    changes: it is read, and waited for, at each call, and a list is the better argument; so is one in a compiled region.
     """
     if not isinstance(lengths, Tensor):
         return tuple(map(int, lengths))
-    if not lengths.is_cuda:
+    if not lengths.is_cuda or torch.compiler.is_compiling():
         return tuple(lengths.tolist())
     try:
         from ..kernels.attention.registration import boundaries

@@ -1,5 +1,8 @@
 """Anchor trees against the oracle, gathered whole and grown token by token; what the pattern says they see."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -194,6 +197,27 @@ def test_weights_of_another_shape_are_named(name: str) -> None:
     for wrong in (torch.zeros(2, 2, 2, 7), torch.zeros(1, 2, 2, 8), None):
         with pytest.raises(ValueError, match=rf"{name} must have shape \(2, 2, 2, 8\) \(levels, .* got "):
             tree_keys(k, v, weights._replace(**{name: wrong}), tree)
+
+
+COMPILED = """
+import warnings
+import torch
+from sparse_attn import AnchorTree
+from sparse_attn.ops import TreeWeights, tree_keys
+
+warnings.simplefilter("error")
+tree = AnchorTree(2, fanout=2, r=1, block=4)
+k, v = torch.randn(2, 1, 20, 2, 8)
+weights = TreeWeights(torch.randn(2, 2, 1, 8), *torch.randn(2, 2, 1, 2, 8))
+compiled = torch.compile(lambda k, v: tree_keys(k, v, weights, tree), backend="eager", fullgraph=True)
+assert torch.equal(compiled(k, v)[0], tree_keys(k, v, weights, tree)[0])
+"""
+
+
+@pytest.mark.slow
+def test_a_tree_compiles_without_a_break() -> None:
+    """In a process of its own: shapes are not checked there, which Dynamo cannot trace."""
+    subprocess.run([sys.executable, "-c", COMPILED], check=True)
 
 
 def test_the_table_is_made_once_for_its_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
