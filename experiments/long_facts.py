@@ -244,8 +244,10 @@ def extended(
     tasks, order = plan_of(stages)
     recipe = Recipe(len(order), rate, warmup=50, quick=QUICK, autocast=autocast)
     added = (".selector.", ".anchors.")
-    beside = None if lesson is None else lambda: LESSON * lesson()
-    trainer = Trainer(model, tasks, recipe, order=order, quick=added, beside=beside, seed=1000 + seed, capture=capture)
+    extra_loss = None if lesson is None else lambda _: LESSON * lesson()
+    trainer = Trainer(
+        model, tasks, recipe, order=order, quick=added, extra_loss=extra_loss, seed=1000 + seed, capture=capture
+    )
     seconds, losses = [], []
     for tokens, _, steps in stages:
         start = time.monotonic()

@@ -86,6 +86,7 @@ def main() -> None:
 
 def tested(trainer: Trainer, tests: list[Batch], autocast: torch.dtype | None) -> dict[str, Any]:
     found = {}
+    trainer.wait()
     for (tokens, pairs), batch in zip(TESTED, tests, strict=True):
         found[f"{tokens} tokens, {pairs} pairs"] = round(
             accuracy(trainer.model, batch, examples=128, autocast=autocast), 4

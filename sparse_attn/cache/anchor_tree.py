@@ -4,15 +4,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..ops.anchor_tree import TreeWeights, summarise
+from ..ops.anchor_tree import TreeWeights, check_weights, summarise
 from ..patterns import AnchorTree
+from .check_tokens import check_tokens
 
 
 class AnchorTreeCache:
     """The extra keys of an `AnchorTree` term, token by token or chunk by chunk.
 
     A node is made once its last block is complete, from the nodes below it; each level keeps the 2 * fanout nodes that rows
-    or coarser nodes may still ask for. Rows agree with `tree_keys` up to rounding.
+    or coarser nodes may still ask for. Rows agree with `tree_keys` up to rounding. Nodes and tokens are kept
+    without their autograd graph: of a row only its null keys carry gradients.
 
     Args:
         tree: The term.
@@ -22,6 +24,8 @@ class AnchorTreeCache:
     """
 
     def __init__(self, tree: AnchorTree) -> None:
+        if not isinstance(tree, AnchorTree):
+            raise ValueError(f"tree must be an AnchorTree term, got {tree!r}")
         self.tree = tree
         self.length = 0
         self._nodes: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(tree.levels)]
@@ -37,10 +41,10 @@ class AnchorTreeCache:
             The rows that these tokens see, one for each block that they stand in, oldest first.
 
         Raises:
-            ValueError: no tokens.
+            ValueError: no tokens, weights of another tree, or shapes that disagree with what came before.
         """
-        if k.shape[1] == 0:
-            raise ValueError("k must hold at least one token, got none")
+        check_tokens(k, v, None if self._open is None else self._open[0])
+        check_weights(weights, self.tree, k)
         self.length += k.shape[1]
         if self._open is not None:
             k, v = torch.cat([self._open[0], k], 1), torch.cat([self._open[1], v], 1)
@@ -51,7 +55,7 @@ class AnchorTreeCache:
             if own_k.shape[1] == self.tree.block:
                 self._add(0, *summarise(weights.queries[0], own_k[:, None], own_v[:, None]), weights)
         done = k.shape[1] // self.tree.block * self.tree.block
-        self._open = k[:, done:].clone(), v[:, done:].clone()
+        self._open = k[:, done:].detach().clone(), v[:, done:].detach().clone()
         return torch.stack([row[0] for row in rows], 1), torch.stack([row[1] for row in rows], 1)
 
     @property
@@ -64,7 +68,7 @@ class AnchorTreeCache:
         """Take a node ``[B, 1, R, Hkv, D]``, and make the coarser one that it completes."""
         fanout = self.tree.fanout
         own = self._nodes[level]
-        own.append((k, v))
+        own.append((k.detach(), v.detach()))
         del own[: -2 * fanout]
         self._made[level] += 1
         if level + 1 < self.tree.levels and self._made[level] % fanout == 0:

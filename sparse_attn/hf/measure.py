@@ -6,9 +6,9 @@ Fits the protocol `Reader` of `evals` without importing it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..patterns import Full, Pattern, Window, parse
 from .kv_cache import cache_bytes, own_windows
-from .prefill_choice import spent_pairs
+from .prefill_choice import LayerPairs, spent_pairs
 from .sparsify import restore, sparsify
 
 RAW_ENDING = "\n\nAnswer:"
@@ -49,6 +49,19 @@ class Cost:
     dense_cache_bytes: int
 
 
+@dataclass
+class PrefillPairs:
+    """What prefills of one length have spent through one choice of patterns: sums over their prompts.
+
+    Attributes:
+        kept: Of each layer that counts, the mean over its heads.
+        prompts: How many were read.
+    """
+
+    kept: dict[int, float] = field(default_factory=dict)
+    prompts: int = 0
+
+
 class HfReader:
     """Reads prompts with a causal language model, through one pattern a layer.
 
@@ -74,7 +87,7 @@ class HfReader:
         self.tokenizer = tokenizer
         self._stop = _stop_tokens(model, tokenizer)
         self._attended: tuple[str | None, ...] = ()
-        self._spent: dict[tuple[tuple[str | None, ...], int], list[dict[int, float]]] = {}
+        self._spent: dict[tuple[tuple[str | None, ...], int], PrefillPairs] = {}
 
     @property
     def layers(self) -> int:
@@ -116,11 +129,12 @@ class HfReader:
 
     def attend(self, patterns: Sequence[str | None]) -> None:
         """Attend through these patterns from now on, one a layer; all None is the unmodified model."""
-        restore(self.model)
-        self._attended = tuple(patterns)
         chosen = {layer: parse(text) for layer, text in enumerate(patterns) if text is not None}
+        restore(self.model)
+        self._attended = (None,) * self.layers  # what holds if the next step refuses
         if chosen:
             sparsify(self.model, chosen, implementation=self.implementation)
+        self._attended = tuple(patterns)
 
     def in_force(self, patterns: Sequence[str | None]) -> list[Pattern]:
         """What each layer keeps through these patterns, cut to the model's own sliding window where it has one."""
@@ -139,13 +153,11 @@ class HfReader:
         chosen = dict(enumerate(_parsed(patterns)))
         in_force = self.in_force(patterns)
         pairs = {pattern: pattern.pairs(tokens) for pattern in {*in_force, Full()}}
-        measured = self._spent.get((tuple(patterns), tokens), [])
+        measured = self._spent.get((tuple(patterns), tokens), PrefillPairs())
         cache = cache_bytes(self.model, chosen, tokens)
         return Cost(
             kept_pairs=sum(
-                round(sum(layers[layer] for layers in measured) / len(measured))
-                if measured and layer in measured[0]
-                else pairs[pattern]
+                round(measured.kept[layer] / measured.prompts) if layer in measured.kept else pairs[pattern]
                 for layer, pattern in enumerate(in_force)
             ),
             dense_pairs=pairs[Full()] * len(in_force),
@@ -168,13 +180,13 @@ class HfReader:
         self._check(tokens, scored, answer_tokens)
         ids = torch.tensor([list(tokens)], device=self.model.device)
         cache = DynamicCache()
-        spent_pairs(self.model, reset=True)
+        before = spent_pairs(self.model)
         start = time.perf_counter()
         with _watched(self.model.get_decoder()) as seen:
             logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
             first = int(logits.argmax())  # waits for the device
         seconds = time.perf_counter() - start
-        self._note_spent(len(tokens), rows=1)
+        self._note_spent(before, len(tokens), prompts=1)
         surprise = self._surprise(seen[0], ids[0], logits, scored) if scored else ()
         (answer,) = self._write([first], cache, answer_tokens)
         return Reading(answer, seconds, surprise, sum(map(len, scored)))
@@ -197,17 +209,20 @@ class HfReader:
         self._check(prompts[0], (), answer_tokens)
         ids = torch.tensor([list(tokens) for tokens in prompts], device=self.model.device)
         cache = DynamicCache()
-        spent_pairs(self.model, reset=True)
+        before = spent_pairs(self.model)
         logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-        self._note_spent(len(prompts[0]), rows=len(prompts))
+        self._note_spent(before, len(prompts[0]), prompts=len(prompts))
         return self._write(logits.argmax(-1).tolist(), cache, answer_tokens)
 
-    def _note_spent(self, tokens: int, rows: int) -> None:
-        """Keep what a prefill has just spent, for `cost`; decode steps begin to count anew."""
-        spent = spent_pairs(self.model, reset=True)
+    def _note_spent(self, before: Mapping[int, LayerPairs], tokens: int, prompts: int) -> None:
+        """Add what a prefill has spent since `before` to what `cost` tells of; the model's own counts go on as they are."""
+        spent = spent_pairs(self.model)
         if spent:
-            per_row = {layer: sum(pairs.kept) / len(pairs.kept) / rows for layer, pairs in spent.items()}
-            self._spent.setdefault((self._attended, tokens), []).append(per_row)
+            noted = self._spent.setdefault((self._attended, tokens), PrefillPairs())
+            noted.prompts += prompts
+            for layer, pairs in spent.items():
+                new = sum(pairs.kept) - sum(before[layer].kept)
+                noted.kept[layer] = noted.kept.get(layer, 0.0) + new / len(pairs.kept)
 
     def _check(self, tokens: Sequence[int], scored: Sequence[range], answer_tokens: int) -> None:
         if not tokens:

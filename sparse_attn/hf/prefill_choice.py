@@ -15,8 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..ops import attention, select_blocks
-from ..ops import spent_pairs as count_pairs
+from ..ops import attention, select_blocks, selected_pairs
 from ..patterns import Full, Pattern
 from ..patterns.chosen import Choice, split_choice
 from ..patterns.covering import Covering
@@ -125,7 +124,7 @@ def attend_by_coverage(
         out = attention(q, k, v, full, scale=scale, implementation=implementation, **where)
     else:
         selected = select_blocks(q, k, pattern, scale=scale, **where)
-        counts = count_pairs(selected, pattern, q.shape[-3], k.shape[-3], **where)
+        counts = selected_pairs(selected, pattern, q.shape[-3], k.shape[-3], **where)
         spent.add(counts.view(-1, heads).sum(0).tolist(), dense)
         out = attention(q, k, v, pattern, scale=scale, selected=selected, implementation=implementation, **where)
     assert isinstance(out, Tensor)

@@ -4,7 +4,7 @@ from .anchor_tree import AnchorTreeKeys
 from .anchors import AnchorKeys
 from .attention import SparseSelfAttention
 from .rope import rotate
-from .routed_attention import RoutedSelfAttention
+from .routed_attention import RoutedSelfAttention, budget_terms
 from .router import Route, Router
 from .selection_loss import selection_loss
 from .selector import BlockSelector
@@ -19,6 +19,7 @@ __all__ = [
     "Router",
     "SharedSelfAttention",
     "SparseSelfAttention",
+    "budget_terms",
     "rotate",
     "selection_loss",
 ]

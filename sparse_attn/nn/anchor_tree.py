@@ -5,7 +5,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..ops.anchor_tree import TreeWeights, tree_keys
-from ..ops.anchors import Lengths
+from ..ops.boundaries import Lengths
+from ..ops.check_sizes import check_size
 from ..patterns import AnchorTree
 
 
@@ -22,14 +23,15 @@ class AnchorTreeKeys(nn.Module):
             nothing.
 
     Raises:
-        ValueError: a size below 1.
+        ValueError: a size that is no integer of at least 1, no tree, or keys that do not fit.
     """
 
     def __init__(self, kv_heads: int, head_dim: int, tree: AnchorTree) -> None:
         super().__init__()
         for name, size in (("kv_heads", kv_heads), ("head_dim", head_dim)):
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+            check_size(name, size)
+        if not isinstance(tree, AnchorTree):
+            raise ValueError(f"tree must be an AnchorTree term, got {tree!r}")
         self.tree = tree
         self.queries = nn.Parameter(torch.randn(tree.levels, kv_heads, tree.r, head_dim))
         self.null_k = nn.Parameter(torch.zeros(tree.levels, tree.r, kv_heads, head_dim))

@@ -4,7 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..ops.anchors import Anchored, AnchorWeights, Lengths, read_anchors
+from ..ops.anchors import Anchored, AnchorWeights, read_anchors
+from ..ops.boundaries import Lengths
+from ..ops.check_sizes import check_size
 
 
 class AnchorKeys(nn.Module):
@@ -23,7 +25,7 @@ class AnchorKeys(nn.Module):
         pooling: ``[Hkv, D]`` or None.
 
     Raises:
-        ValueError: a size below 1, or a pooling that is none.
+        ValueError: a size that is no integer of at least 1, a pooling that is none, or keys that do not fit.
 
     >>> AnchorKeys(2, 64, r=16, block=128)(k, v).extra_k.shape
     torch.Size([1, 3, 16, 2, 64])
@@ -34,10 +36,11 @@ class AnchorKeys(nn.Module):
     ) -> None:
         super().__init__()
         for name, size in (("kv_heads", kv_heads), ("head_dim", head_dim), ("r", r), ("block", block)):
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+            check_size(name, size)
         if pooling not in ("learned", "mean"):
             raise ValueError(f"pooling must be 'learned' or 'mean', got {pooling!r}")
+        if not isinstance(causal, bool):
+            raise ValueError(f"causal must be True or False, got {causal!r}")
         self.block = block
         self.causal = causal
         self.queries = nn.Parameter(torch.randn(kv_heads, r, head_dim))

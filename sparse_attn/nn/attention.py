@@ -10,13 +10,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..ops import attention
-from ..ops.anchors import Lengths, row_bounds
+from ..ops.boundaries import Lengths, document_bounds, row_bounds
 from ..patterns import Anchors, AnchorTree, Full, Pattern
 from ..patterns.chosen import split_choice
 from ..patterns.hashed import split_hashed
 from ..patterns.refusals import check_direction
 from .anchor_tree import AnchorTreeKeys
 from .anchors import AnchorKeys
+from .check_layer import check_options, check_shapes
 from .rope import rotate
 from .selection_loss import selection_loss
 from .selector import BlockSelector
@@ -28,6 +29,7 @@ _ONE_ROW = 1 << 40  # a block that holds whatever keys there are
 class Cache(Protocol):
     """What `step` asks of a cache; `sparse_attn.cache.AttentionCache` is one."""
 
+    pattern: Pattern
     length: int
     anchors: Any
     blocks: Any
@@ -62,7 +64,8 @@ class SparseSelfAttention(nn.Module):
         implementation: Of attention; None chooses.
 
     Raises:
-        ValueError: sizes that do not fit together.
+        ValueError: sizes that do not fit together, or an argument of another kind than these.
+        NotImplementedError: an `AnchorTree` that is not causal.
 
     >>> layer = SparseSelfAttention(64, 4, Window(16) | Anchors(8, block=16), kv_heads=2)
     >>> layer(torch.randn(1, 100, 64)).shape
@@ -85,12 +88,14 @@ class SparseSelfAttention(nn.Module):
     ) -> None:
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
-        _check(dim, heads, kv_heads, head_dim, rope_fraction)
+        check_shapes(dim, heads, kv_heads, head_dim)
+        check_options(pattern, causal, rope_theta, rope_fraction, pooling, implementation)
         head_dim = dim // heads if head_dim is None else head_dim
+        self.dim = dim
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.pattern, self.causal, self.implementation = pattern, causal, implementation
         self.rope_theta = rope_theta
-        self.rope_dims = 2 * round(rope_fraction * head_dim / 2)
+        self.rope_dims = 2 * min(round(rope_fraction * head_dim / 2), head_dim // 2)
         self.q_proj = nn.Linear(dim, heads * head_dim, bias=False)
         self.k_proj = nn.Linear(dim, kv_heads * head_dim, bias=False)
         self.v_proj = nn.Linear(dim, kv_heads * head_dim, bias=False)
@@ -113,10 +118,14 @@ class SparseSelfAttention(nn.Module):
 
         Args:
             x: ``[B, T, dim]``, packed ``[T, dim]`` with `cu_seqlens`.
-            cu_seqlens: Document boundaries; positions, blocks and attention are each document's own. A tensor on a device
-                is waited for.
+            cu_seqlens: Document boundaries; positions, blocks and attention are each document's own. The host waits for a
+                tensor on a device once, whatever the number of layers that read it (as `attention` says).
+
+        Raises:
+            ValueError: x of another shape, or boundaries that do not fit.
         """
-        bounds = None if cu_seqlens is None else list(map(int, cu_seqlens))
+        self._check_input(x, packed=cu_seqlens is not None)
+        bounds = None if cu_seqlens is None else document_bounds(cu_seqlens, x.shape[0])
         q, k, v = self._project(x)
         positions = _positions(x.shape[-2], bounds, x.device)
         k, v, extra = self._beside(k, v, bounds)
@@ -128,20 +137,27 @@ class SparseSelfAttention(nn.Module):
             coarse, extra["selected"] = self._choose(x, q_turned, blocks, k.shape[-3], bounds)
         return self._joined(self._attend(x, q_turned, k_turned, v, bounds, extra), coarse)
 
+    @torch.no_grad()
     def step(self, x: Float[Tensor, "B T C"], cache: Cache) -> Float[Tensor, "B T C"]:
         """The layer over the next T tokens of sequences whose earlier ones a cache holds.
 
-        A first chunk is read at once; later ones token by token, each with the keys that the pattern keeps for it.
+        A first chunk is read at once; later ones token by token, each with the keys that the pattern keeps for it. For
+        inference: no gradient passes. A token that sees nothing gets what attention defines for it: zeros.
 
         Args:
             x: ``[B, T, dim]``, at least one token.
             cache: ``AttentionCache(pattern)``, new or as the last step left it.
 
         Raises:
+            ValueError: x of another shape or batch size, or a cache that is none or another pattern's.
             NotImplementedError: a layer that is not causal.
         """
         if not self.causal:
             raise NotImplementedError("step: a bidirectional layer reads whole sequences: call it without a cache")
+        self._check_input(x, packed=False)
+        if x.shape[1] == 0:
+            raise ValueError("x must hold at least one token, got none")
+        self._check_cache(cache)
         if cache.length == 0 and x.shape[1] > 1:
             q, k, v = self._project(x)
             positions = _positions(x.shape[1], None, x.device)
@@ -177,11 +193,30 @@ class SparseSelfAttention(nn.Module):
             seen = reduce(or_, own if self.anchors is None else [*own, Anchors(extra["extra_k"].shape[2], _ONE_ROW)])
         else:
             chosen = cache.seen_by_last()
-            if chosen is not None:
+            if chosen is not None and len(chosen) == 0:
+                if not extra:
+                    return self._joined(torch.zeros_like(q), None)
+                # Attention asks for a key; this one stands there unseen, beside anchors alone.
+                keys, values = keys[:, -1:], values[:, -1:]
+                seen = Anchors(extra["extra_k"].shape[2], _ONE_ROW)
+            elif chosen is not None:
                 chosen = chosen.to(keys.device)
                 keys, values = keys[:, chosen], values[:, chosen]
         out = attention(q_turned, keys, values, seen, implementation=self.implementation, **extra)
         return self._joined(out, coarse)
+
+    def _check_input(self, x: Tensor, packed: bool) -> None:
+        form = f"(T, {self.dim}) with cu_seqlens" if packed else f"(B, T, {self.dim})"
+        if not isinstance(x, Tensor) or x.dim() != (2 if packed else 3) or x.shape[-1] != self.dim:
+            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"x must be a tensor of shape {form}, got {got}")
+
+    def _check_cache(self, cache: Cache) -> None:
+        wanted = f"cache must be AttentionCache({self.pattern!r}) of sparse_attn.cache"
+        if not isinstance(cache, Cache):
+            raise ValueError(f"{wanted}, got {type(cache).__name__}")
+        if cache.pattern != self.pattern:
+            raise ValueError(f"{wanted}, the layer's own pattern, got a cache for {cache.pattern!r}")
 
     def _attend(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, bounds: list[int] | None, extra: dict[str, Any]
@@ -255,18 +290,5 @@ def _positions(n: int, bounds: list[int] | None, device: torch.device) -> Int[Te
     """Each token's position in its document."""
     if bounds is None:
         return torch.arange(n, device=device)
-    return torch.cat(
-        [torch.arange(stop - start, device=device) for start, stop in pairwise(bounds)] or [torch.arange(0)]
-    )
-
-
-def _check(dim: int, heads: int, kv_heads: int, head_dim: int | None, rope_fraction: float) -> None:
-    for name, size in (("dim", dim), ("heads", heads), ("kv_heads", kv_heads)):
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
-    if heads % kv_heads:
-        raise ValueError(f"heads must be a multiple of kv_heads {kv_heads}, got {heads}")
-    if head_dim is None and dim % heads:
-        raise ValueError(f"dim must be a multiple of heads {heads} unless head_dim is given, got {dim}")
-    if not 0.0 <= rope_fraction <= 1.0:
-        raise ValueError(f"rope_fraction must lie between 0 and 1, got {rope_fraction}")
+    parts = [torch.arange(stop - start) for start, stop in pairwise(bounds)]
+    return torch.cat(parts or [torch.arange(0)]).to(device)  # one copy, however many documents

@@ -19,11 +19,18 @@ def rotate(
         dims: How many of the D numbers are turned, an even number; the rest keep no position. None: all.
 
     Raises:
-        ValueError: `dims` is odd or above D.
+        ValueError: `dims` is odd or above D, `theta` is not positive, or positions are not T.
 
     Source: Su et al. 2021, arXiv:2104.09864; halves paired as in Llama's code.
     """
     dims = x.shape[-1] if dims is None else dims
+    if x.dim() < 3 or positions.shape != x.shape[-3:-2]:
+        raise ValueError(f"positions must have shape (T,) for x of shape (..., T, H, D), got {tuple(positions.shape)} and "
+                         f"{tuple(x.shape)}")  # fmt: skip
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or not theta > 0:
+        raise ValueError(f"theta must be a positive number, got {theta!r}")
+    if isinstance(dims, bool) or not isinstance(dims, int):
+        raise ValueError(f"dims must be an even number up to the head dim {x.shape[-1]}, got {dims!r}")
     if dims % 2 or not 0 <= dims <= x.shape[-1]:
         raise ValueError(f"dims must be an even number up to the head dim {x.shape[-1]}, got {dims}")
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..ops.anchors import pool_blocks
+from ..ops.check_sizes import check_size
 from ..ops.compressed_attention import compressed_attention
 from ..patterns import Pattern, TopBlocks
 from ..patterns.chosen import split_choice
@@ -37,7 +38,7 @@ class BlockSelector(nn.Module):
         lesson: `selection_loss` of the layer's last forward pass at these queries, to be added to the loss with a weight.
 
     Raises:
-        ValueError: a pattern without `TopBlocks`.
+        ValueError: sizes that do not fit together, a pattern without `TopBlocks`, or tensors that do not fit.
 
     Cost: that of `compressed_attention`, plus O(S x Hkv x D) for pooling.
     Source: Yuan et al. 2025, arXiv:2502.11089.
@@ -50,7 +51,11 @@ class BlockSelector(nn.Module):
 
     def __init__(self, dim: int, heads: int, kv_heads: int, head_dim: int, pattern: Pattern) -> None:
         super().__init__()
-        choice = split_choice(pattern)
+        for name, size in (("dim", dim), ("heads", heads), ("kv_heads", kv_heads), ("head_dim", head_dim)):
+            check_size(name, size)
+        if heads % kv_heads:
+            raise ValueError(f"heads must be a multiple of kv_heads {kv_heads}, got {heads}")
+        choice = split_choice(pattern) if isinstance(pattern, Pattern) else None
         if choice is None or not isinstance(choice.term, TopBlocks):
             raise ValueError(f"pattern must have a TopBlocks term, which says what is chosen, got {pattern!r}")
         self.pattern, self.block = pattern, choice.term.block
@@ -78,6 +83,9 @@ class BlockSelector(nn.Module):
         cu_seqlens_k: Sequence[int] | None = None,
     ) -> tuple[Float[Tensor, "*B T Hq D"], Int[Tensor, "*B N Hkv K"]]:
         """The gated coarse attention, to be added to the exact one, and the chosen blocks; k and v are compressed."""
+        if not isinstance(x, Tensor) or x.shape != (*q.shape[:-2], self.gate.in_features):
+            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"x must have shape {(*q.shape[:-2], self.gate.in_features)} ([B,] T, dim), got {got}")
         coarse, selected = compressed_attention(
             q, k, v, self.pattern, n_keys=n_keys, causal=causal, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k
         )  # fmt: skip

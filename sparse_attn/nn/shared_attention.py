@@ -12,15 +12,28 @@ from .attention import SparseSelfAttention
 class SharedSelfAttention(SparseSelfAttention):
     """`SparseSelfAttention` with one projection for queries and keys.
 
-    k = q / |q|, before both are turned by position: a token and others like it fall into one bucket of a `Hashed` term.
+    q, v = W_q x, W_v x;  k = q / |q|;  q, k turned by position;  y = W_out attention(q, k, v, pattern)
 
-    With equal directions a query's own key has the largest product. It is read as any other key is, where the original
-    leaves it out unless there is no other. Every query head has keys of its own.
+    A key has its query's direction, so that a token and others like it fall into one bucket of a `Hashed` term. A query's own
+    key has the largest product. It is read as any other key is, where the original leaves it out unless there is no other.
+    Every query head has keys of its own: Hkv = Hq. A query of zeros has a key of zeros.
 
     Args:
-        dim, heads, pattern, options: As for `SparseSelfAttention`, without `kv_heads`.
+        dim, heads, pattern: As for `SparseSelfAttention`: hidden states ``[B, T, dim]``, packed ``[T, dim]`` with
+            `cu_seqlens`, in the weights' dtype (inside autocast, in its own); the result has their shape.
+        options: The other arguments of `SparseSelfAttention`, but for `kv_heads`, which may be `heads` only.
 
-    Source: Kitaev et al. 2020, arXiv:2001.04451.
+    Attributes:
+        q_proj, v_proj, out_proj: As there; there is no `k_proj`.
+
+    Raises:
+        ValueError: `kv_heads` other than `heads`, and as `SparseSelfAttention`.
+        NotImplementedError: as `SparseSelfAttention`.
+
+    Gradients flow to the shared projection from queries and from keys; none through the choice of buckets.
+    Cost: three linear maps where `SparseSelfAttention` has four, and that of `attention` with Hkv = Hq. A cache holds
+    Hq / Hkv times what grouped heads need, and with `Hashed` it drops no key.
+    Source: Kitaev et al. 2020, arXiv:2001.04451 (shared queries and keys).
 
     >>> layer = SharedSelfAttention(64, 4, Window(16) | Hashed(2, 8, chunk=16))
     >>> layer(torch.randn(1, 100, 64)).shape
@@ -28,7 +41,7 @@ class SharedSelfAttention(SparseSelfAttention):
     """
 
     def __init__(self, dim: int, heads: int, pattern: Pattern, **options: Any) -> None:
-        if options.get("kv_heads", heads) != heads:
+        if options.get("kv_heads") not in (None, heads):
             raise ValueError(
                 f"kv_heads must be left out: each of {heads} query heads has its keys, got {options['kv_heads']}"
             )

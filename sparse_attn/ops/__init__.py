@@ -6,7 +6,7 @@ from .attention import attention
 from .compressed_attention import compressed_attention
 from .merge import merge
 from .select_blocks import select_blocks
-from .spent_pairs import spent_pairs
+from .selected_pairs import selected_pairs
 
 __all__ = [
     "AnchorState",
@@ -21,6 +21,6 @@ __all__ = [
     "pool_blocks",
     "read_anchors",
     "select_blocks",
-    "spent_pairs",
+    "selected_pairs",
     "tree_keys",
 ]

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Lengths = Sequence[int] | Tensor
+from .boundaries import Lengths, document_bounds, row_bounds
 
 
 class AnchorState(NamedTuple):
@@ -111,11 +111,11 @@ def pool_blocks(
     >>> pool_blocks(k, v, 128)[0].shape
     torch.Size([1, 3, 2, 64])
     """
-    _check_keys(k, v, block)
+    check_keys(k, v, block)
     _check_pooling(query, k)
     scale = k.shape[-1] ** -0.5 if scale is None else scale
     parts: list[tuple[Tensor, Tensor]] = []
-    for start, stop in pairwise(_bounds(cu_seqlens, k.shape[-3])):
+    for start, stop in pairwise(document_bounds(cu_seqlens, k.shape[-3])):
         whole = start + (stop - start) // block * block
         for first, end, size in ((start, whole, block), (whole, stop, stop - whole)):
             if first < end or start == stop:
@@ -179,7 +179,7 @@ def anchor_scan(
     arXiv:1805.02867 (online softmax).
     """
     _check_scan(queries, pooled_k, pooled_v)
-    bounds = None if cu_rows is None else _bounds(cu_rows, pooled_k.shape[-3], name="cu_rows")
+    bounds = None if cu_rows is None else document_bounds(cu_rows, pooled_k.shape[-3], name="cu_rows")
     if _serves(implementation, pooled_k):  # a block of one row is its own mean
         return _fused(pooled_k, pooled_v, queries, None, initial, 1, causal, scale, bounds)[2:]
     packed, lead = bounds is not None, pooled_k.shape[:-3]
@@ -248,10 +248,10 @@ def read_anchors(
 
     Cost: one pass over k and v, and O(S / block x R x Hkv x D).
     """
-    bounds = None if cu_seqlens is None else _bounds(cu_seqlens, k.shape[-3])
+    check_keys(k, v, block)
+    bounds = None if cu_seqlens is None else document_bounds(cu_seqlens, k.shape[-3])
     initial = weights.initial if initial is None else initial
     if _serves(implementation, k):
-        _check_keys(k, v, block)
         _check_pooling(weights.pooling, k)
         _check_scan(weights.queries, k, v)
         found = _fused(k, v, weights.queries, weights.pooling, initial, block, causal, None, bounds)
@@ -329,18 +329,6 @@ def _serves(implementation: str | None, k: Tensor) -> bool:
     return implementation == "triton"
 
 
-def row_bounds(cu_seqlens: Sequence[int], block: int) -> list[int]:
-    """Where each document's rows of extra keys begin, ceil(length / block) rows a document; and their end.
-
-    >>> row_bounds([0, 300, 310], 128)
-    [0, 3, 4]
-    """
-    bounds = [0]
-    for start, stop in pairwise(cu_seqlens):
-        bounds.append(bounds[-1] - (start - stop) // block)
-    return bounds
-
-
 def _expanded(state: AnchorState, count: int, queries: Tensor) -> AnchorState:
     """The state for each example or document."""
     heads, r, d = queries.shape
@@ -357,7 +345,12 @@ def _expanded(state: AnchorState, count: int, queries: Tensor) -> AnchorState:
     return AnchorState(*found)
 
 
-def _check_keys(k: Tensor, v: Tensor, block: int) -> None:
+def check_keys(k: Tensor, v: Tensor, block: int) -> None:
+    """Refuse keys and values that are no pair, and a block that is none."""
+    for name, tensor in (("k", k), ("v", v)):
+        if not isinstance(tensor, Tensor) or tensor.dim() not in (3, 4) or not tensor.is_floating_point():
+            got = f"{tuple(tensor.shape)}, {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(f"{name} must be a floating-point tensor of shape ([B,] S, Hkv, D), got {got}")
     if v.shape != k.shape or v.dtype != k.dtype:
         raise ValueError(f"v must have k's shape {tuple(k.shape)} and dtype {k.dtype}, got {tuple(v.shape)}, {v.dtype}")
     if isinstance(block, bool) or not isinstance(block, int) or block < 1:
@@ -376,13 +369,3 @@ def _check_scan(queries: Tensor, k: Tensor, v: Tensor) -> None:
         raise ValueError(
             f"queries must have shape (Hkv, R, D) with Hkv={k.shape[-2]} and D={k.shape[-1]}, got {tuple(queries.shape)}"
         )
-
-
-def _bounds(lengths: Lengths | None, n: int, name: str = "cu_seqlens") -> list[int]:
-    """Document boundaries as numbers; without documents the whole is one."""
-    if lengths is None:
-        return [0, n]
-    bounds = [int(x) for x in (lengths.tolist() if isinstance(lengths, Tensor) else lengths)]
-    if not bounds or bounds[0] != 0 or bounds[-1] != n or any(a > b for a, b in pairwise(bounds)):
-        raise ValueError(f"{name} must run from 0 to {n} and never decrease, got {bounds}")
-    return bounds

@@ -10,10 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..patterns import Chunked, Full, Pattern, TopBlocks, Window
+from .boundaries import Lengths
 from .check_attention import Call, check_call
 from .implementations import implementation_for
-
-Lengths = Sequence[int] | Tensor
 
 
 def attention(
@@ -47,8 +46,9 @@ def attention(
         scale: Logit multiplier; ``D ** -0.5`` if None.
         cu_seqlens_q, cu_seqlens_k: Document boundaries ``[documents + 1]``, from 0 to T and from 0 to S (default: those
             of the queries), as a list or an integer tensor. Queries see their own document only, and positions count
-            within it. A CUDA tensor is read once, and again when PyTorch changes it; a CUDA graph keeps the boundaries
-            that it was captured with.
+            within it. A CUDA tensor is read once, and again when PyTorch changes it (one made in inference mode: at each
+            call); choosing blocks, hashing and anchors read it the same way. A CUDA graph keeps the boundaries that it was
+            captured with.
         extra_k, extra_v: The summary keys of an `Anchors` term, ``[B, ceil(S / block), R, Hkv, D]`` (packed: the
             documents' rows one after the other, without B). A query at position i sees the R keys of row i // block.
         selected: The blocks that a `TopBlocks` term chooses, integers ``[B, N, H, K]``, K <= k (packed: the documents' tiles

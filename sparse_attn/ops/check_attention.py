@@ -14,6 +14,7 @@ from ..patterns.documents import split_documents
 from ..patterns.hashed import split_hashed
 from ..patterns.refusals import check_union
 from ..patterns.terms import Summaries
+from .boundaries import read_boundaries
 from .check_selected import check_hashed, check_selected, same_choice
 
 Facts = tuple[int, ...]
@@ -57,8 +58,8 @@ class Call:
 
     @property
     def bounds(self) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
-        """The boundaries of queries and keys as numbers; reading them off a device waits for it."""
-        q, k = (tuple(b.tolist()) if isinstance(b, Tensor) else b for b in (self.cu_seqlens_q, self.cu_seqlens_k))
+        """The boundaries of queries and keys as numbers; those of a device by `read_boundaries`."""
+        q, k = (None if b is None else read_boundaries(b) for b in (self.cu_seqlens_q, self.cu_seqlens_k))
         return q, k
 
     def example(self, index: int) -> "Call":

@@ -32,11 +32,11 @@ def implementation_for(name: str | None, q: Tensor) -> Run:
                 "pass implementation='reference' (dense, for checking)"
             )
         return _run(*_DEFAULTS[q.device.type])
-    if not isinstance(name, str) or name not in _IMPLEMENTATIONS:
-        raise ValueError(f"implementation must be None or one of {', '.join(_IMPLEMENTATIONS)}, got {name!r}")
+    if not isinstance(name, str) or name not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation must be None or one of {', '.join(IMPLEMENTATIONS)}, got {name!r}")
     if name == "cpu" and q.device.type != "cpu":
         raise NotImplementedError(f"implementation 'cpu' takes CPU tensors, got q on {q.device}; use 'reference'")
-    return _run(*_IMPLEMENTATIONS[name])
+    return _run(*IMPLEMENTATIONS[name])
 
 
 def _run(static: Run, choosing: Run, hashing: Run | None = None) -> Run:
@@ -264,13 +264,13 @@ def _boundary_tensors(call: Call) -> list[Tensor | None]:
 
 
 # For each name: through a pattern that content does not change, through one with chosen blocks, and with hashed keys.
-_IMPLEMENTATIONS: dict[str, tuple[Run, ...]] = {
+IMPLEMENTATIONS: dict[str, tuple[Run, ...]] = {
     "cpu": (_cpu, _merged(_cpu, _cpu_selected)),
     "reference": (_reference, _reference_selected, _reference_hashed),
     "triton": (partial(_kernels, kernels="triton"), _triton_selected, _refuse_hashed),
     "hopper": (partial(_kernels, kernels="hopper"), _hopper_selected, _refuse_hashed),
 }
 _DEFAULTS: dict[str, tuple[Run, ...]] = {
-    "cpu": _IMPLEMENTATIONS["cpu"],
+    "cpu": IMPLEMENTATIONS["cpu"],
     "cuda": (partial(_kernels, kernels="any"), _triton_selected),
 }

@@ -16,10 +16,9 @@ from ..patterns.covering import Covering
 from ..patterns.documents import Document, split_documents
 from ..patterns.layout import Groups
 from ..patterns.parts import Interval
+from .boundaries import Lengths
 from .check_attention import check_call
 from .check_selected import same_choice
-
-Lengths = Sequence[int] | Tensor
 
 SCORES = 1 << 22  # numbers in the scores that are held at once: 16 MiB in float32, and twice that to order them
 
@@ -55,7 +54,8 @@ def select_blocks(
     Args:
         q, k: As `attention` takes them, ``[B, T, Hq, D]`` and ``[B, S, Hkv, D]``, packed ``[T, H, D]``; any device.
         pattern: With one `TopBlocks` term; or one per KV head, all with the same one.
-        causal, cu_seqlens_q, cu_seqlens_k: As for `attention`; boundaries on a device are read once.
+        causal, cu_seqlens_q, cu_seqlens_k: As for `attention`; those of a device are
+            waited for once, and again when PyTorch has changed them.
         scale: Multiplies the queries, ``D ** -0.5`` if None; to `TopBlocks` only its sign matters.
         score: "mean", or "bounds": an upper bound of every logit in the block (Quest).
         compressed: One key for each block, those of a document after the document's before, in place of the mean.
@@ -84,7 +84,7 @@ def select_blocks(
         raise ValueError(f"score and compressed are for TopBlocks: leave them out for {call.choice.term!r}")
     if score not in ("mean", "bounds"):
         raise ValueError(f"score must be 'mean' or 'bounds', got {score!r}")
-    bounds = [b.tolist() if isinstance(b, Tensor) else b for b in (call.cu_seqlens_q, call.cu_seqlens_k)]
+    bounds = call.bounds
     if compressed is not None:
         compressed = _check_compressed(compressed, k, call.choice, call.k.shape[1], bounds[1], score)
     plain = isinstance(call.choice.term, TopBlocks) and call.scale > 0  # the size of the scale bears on no order
@@ -93,7 +93,7 @@ def select_blocks(
         call.k,
         call.patterns,
         causal=causal,
-        bounds=(bounds[0], bounds[1]),
+        bounds=bounds,
         score=score,
         compressed=compressed,
         per_query_head=per_query_head,

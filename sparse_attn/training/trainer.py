@@ -51,22 +51,26 @@ class Trainer:
 
     On a GPU the whole step (drawing the batch, forward, backward, AdamW) is captured into one CUDA graph for each task
     after a few ordinary steps, and runs on a stream of its own: several trainers stepped in turn by one process fill a
-    card that one small model leaves idle. Nothing is read back until it is asked for.
+    card that one small model leaves idle. A step begins after what the caller's stream holds by then, so weights may be set
+    between steps; the caller's stream waits for steps only in `wait`, `state` and `recent_loss`. Nothing is read back until it
+    is asked for.
 
     Args:
         model: Takes ``(tokens [B, T], at [B, Q])`` and gives logits ``[B, Q, V]``.
         tasks: Each with its batch size.
-        order: Which task each step takes, over and over; one after the other if None.
+        order: Which task each step takes, over and over, as indices of `tasks`; one after the other if None.
         recipe: How it learns.
         quick: Parts of parameters' names: those learn at `recipe.quick` times the rate, such as parts that start from nothing
             in a model that is otherwise trained.
-        beside: A further term of the loss, asked for after each forward pass, such as a router's budget
-            (``lambda: 0.1 * layer.route.over(300)``); `losses` holds the answers' loss alone.
         seed: Of the data. Runs of equal seed, steps and device repeat.
+        extra_loss: Called with the model after each forward pass, inside the step and its CUDA graph: a number on the model's
+            device that is added to the cross entropy, such as ``lambda model: 0.1 * nn.budget_terms(model)`` or the lessons of
+            `nn.selection_loss`. `losses` holds the answers' cross entropy alone.
         capture: Use CUDA graphs where there is a GPU.
 
     Raises:
-        ValueError: no tasks.
+        ValueError: no tasks, a batch size below 1, or an order that names a task that there is not; in a
+            step, an extra loss that is not one number.
     """
 
     def __init__(
@@ -77,14 +81,18 @@ class Trainer:
         *,
         order: Sequence[int] | None = None,
         quick: Sequence[str] = (),
-        beside: Callable[[], Tensor] | None = None,
         seed: int = 0,
+        extra_loss: Callable[[nn.Module], Tensor] | None = None,
         capture: bool = True,
     ) -> None:
         if not tasks:
             raise ValueError("tasks must hold at least one (task, batch size), got none")
-        self.model, self.tasks, self.recipe, self.beside = model, list(tasks), recipe, beside
-        self.order = list(range(len(tasks))) if order is None else list(order)
+        for _, examples in tasks:
+            if isinstance(examples, bool) or not isinstance(examples, int) or examples < 1:
+                raise ValueError(f"tasks: a batch size must be an integer of at least 1, got {examples!r}")
+        self.model, self.tasks, self.recipe = model, list(tasks), recipe
+        self.order = _order(order, len(self.tasks))
+        self.extra_loss = extra_loss
         device = next(model.parameters()).device
         self.device, self.on_gpu = device, device.type == "cuda"
         self.capture = capture and self.on_gpu
@@ -123,6 +131,8 @@ class Trainer:
         if self.done >= self.recipe.steps:
             return
         task = self.order[self.done % len(self.order)]
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with self._on_stream():
             if task in self._graphs:
                 self._graphs[task].replay()
@@ -156,7 +166,13 @@ class Trainer:
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None, cache_enabled=False):
             logits = self.model(batch.tokens, batch.at)
         loss = F.cross_entropy(logits.flatten(0, 1).float(), batch.answers.flatten())
-        whole = loss if self.beside is None else loss + self.beside()
+        whole = loss
+        if self.extra_loss is not None:
+            extra = self.extra_loss(self.model)
+            if not isinstance(extra, Tensor) or extra.dim():
+                got = tuple(extra.shape) if isinstance(extra, Tensor) else repr(extra)
+                raise ValueError(f"extra_loss must give a tensor of one number, shape (), got {got}")
+            whole = loss + extra
         whole.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         self.optimizer.step()
@@ -166,16 +182,22 @@ class Trainer:
     def _on_stream(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
+    def wait(self) -> None:
+        """Let the caller's stream go on only after all steps so far: before the model is used for anything else.
+
+        The host does not wait. Gradients are the step's own memory: they are to be read before the next step.
+        """
+        if self.stream is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self.stream)
+
     def recent_loss(self, steps: int = 50) -> float:
         """The mean loss of the last steps; waits for the device."""
-        if self.stream is not None:
-            self.stream.synchronize()
+        self.wait()
         return float(self.losses[max(0, self.done - steps) : self.done].mean())
 
     def state(self) -> dict[str, Any]:
         """All that a later run needs to go on with the same numbers: for `torch.save`."""
-        if self.stream is not None:
-            self.stream.synchronize()
+        self.wait()
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -200,3 +222,15 @@ class Trainer:
         self.losses.copy_(state["losses"])
         self.done = state["done"]
         self.count.fill_(float(self.done))
+
+
+def _order(order: Sequence[int] | None, tasks: int) -> list[int]:
+    if order is None:
+        return list(range(tasks))
+    found = list(order)
+    for task in found:
+        if isinstance(task, bool) or not isinstance(task, int) or not 0 <= task < tasks:
+            raise ValueError(f"order must name tasks by their index, 0 to {tasks - 1}, got {task!r}")
+    if not found:
+        raise ValueError("order must name at least one task, or be None for one after the other, got none")
+    return found

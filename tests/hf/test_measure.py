@@ -6,7 +6,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 from sparse_attn.evals.reader import Reader
-from sparse_attn.hf import measure, sparsify
+from sparse_attn.hf import measure, sparsify, spent_pairs
 from sparse_attn.hf.measure import HfReader
 from sparse_attn.hf.prefill import prefill
 from sparse_attn.patterns import Full, Sinks, Window, parse
@@ -88,6 +88,38 @@ def test_cost_of_a_choice_is_what_it_spent(reader):
     assert 2 * full + 2 * Window(4).pairs(len(PROMPT)) < once < 4 * full
     reader.read_many([PROMPT, PROMPT])
     assert reader.cost(row, len(PROMPT)).kept_pairs == once
+
+
+def test_cost_is_the_mean_over_prompts_however_they_were_batched_and_leaves_the_models_counts(reader):
+    row = ["window(4) | coverblocks(0.5, block=4, rows=4, stride=2)"] * 4
+    prompts = [PROMPT, PROMPT[::-1], [7] * 50 + PROMPT[:50]]
+
+    def spent(one: HfReader, calls: list[list[list[int]]]) -> int:
+        one.attend(row)
+        for call in calls:
+            one.read_many(call, answer_tokens=2)
+        return one.cost(row, len(PROMPT)).kept_pairs
+
+    alone = [spent(HfReader(tiny_model(), tiny_tokenizer()), [[prompt]]) for prompt in prompts]
+    assert len(set(alone)) == 3
+    mean = sum(alone) / 3
+    for calls in ([[prompt] for prompt in prompts], [prompts], [prompts[:2], prompts[2:]]):
+        assert spent(HfReader(tiny_model(), tiny_tokenizer()), calls) == pytest.approx(mean, abs=4)  # rounded by layer
+    # What the model itself has counted goes on: two prompts and a decode step after each, all of them.
+    reader.attend(row)
+    reader.read(prompts[0], answer_tokens=2)
+    first = spent_pairs(reader.model)[0]
+    reader.read(prompts[0], answer_tokens=2)
+    both = spent_pairs(reader.model)[0]
+    assert both.dense == 2 * first.dense == 2 * sum(range(102))
+    assert both.kept == tuple(2 * kept for kept in first.kept)
+
+
+def test_a_refused_pattern_leaves_the_model_as_it_came(reader):
+    dense = reader.read(PROMPT, scored=[range(1, 100)]).surprise
+    with pytest.raises(NotImplementedError):
+        reader.attend(["window(4) | anchors(2)"] * 4)
+    assert reader.read(PROMPT, scored=[range(1, 100)]).surprise == dense
 
 
 @pytest.mark.parametrize(

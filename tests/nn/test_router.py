@@ -1,13 +1,16 @@
 """The router: what it decides is what is read, paid for and counted."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparse_attn import Anchors, Sinks, TopBlocks, Window, attention, parse, select_blocks
 from sparse_attn.nn import Router
 from sparse_attn.nn.router import Route
-from sparse_attn.ops.spent_pairs import spent_pairs
+from sparse_attn.ops import selected_pairs
 
 
 def brute_force(route: Route, selected: Tensor, window: int, block: int, r: int = 0) -> list[int]:
@@ -43,11 +46,11 @@ def test_pairs_of_a_choice_stay_within_the_budget_of_its_pattern() -> None:
     pattern = parse("window(5) | sinks(2) | topblocks(3, 4, rows=4)")
     q, k = torch.randn(2, 33, 4, 8), torch.randn(2, 50, 2, 8)
     selected = select_blocks(q, k, pattern)
-    counted = spent_pairs(selected, pattern, 33, 50)
+    counted = selected_pairs(selected, pattern, 33, 50)
     assert counted.shape == (2, 2)
     assert (counted <= pattern.pairs(33, 50)).all()
     assert (counted > (Window(5) | Sinks(2)).pairs(33, 50)).all()
-    packed = spent_pairs(selected[0], pattern, cu_seqlens_q=[0, 33], cu_seqlens_k=[0, 50])
+    packed = selected_pairs(selected[0], pattern, cu_seqlens_q=[0, 33], cu_seqlens_k=[0, 50])
     assert torch.equal(packed, counted[0])
 
 
@@ -121,6 +124,64 @@ def test_documents_and_later_tokens() -> None:
     assert torch.equal(packed[11:], router(x[11:]).blocks)
     changed = torch.cat([x[:13], torch.randn(17, 6) * 4])
     assert torch.equal(router(changed).blocks[:13], router(x).blocks[:13])
+
+
+def test_expected_is_the_mean_price_of_the_probabilities() -> None:
+    """By one number at a time: blocks and anchors beside the static terms, priced in full, noise and temperature left out."""
+    pattern = Window(5) | TopBlocks(3, 4) | Anchors(2, block=8)
+    router = Router(6, 2, pattern, budgets=(0, 3), block=4, temperature=0.3)
+    x = torch.randn(2, 10, 6) * 3
+    route = router(x)
+    total = 0.0
+    for row in x:
+        for t in range(10):
+            scores = (router.score.weight @ row[t // 4 * 4] + router.score.bias).view(2, 4).tolist()
+            for own in scores:
+                weights = [math.exp(score) for score in own]
+                prices = [count * 4 + 2 * anchors for anchors in (0, 1) for count in (0, 3)]
+                total += sum(w * price for w, price in zip(weights, prices, strict=True)) / sum(weights)
+    assert float(route.expected.detach()) == pytest.approx(total / 40, rel=1e-5)
+    assert route.most == 14
+
+
+def test_noise_is_drawn_in_float32_and_is_gumbels() -> None:
+    """bfloat16 has 256 numbers below 1, and -log(-log(1)) is infinite: one draw in some hundred would decide for everything."""
+    router = Router(2, 1, Window(5) | TopBlocks(1, 4), budgets=(0, 1)).bfloat16()
+    with torch.no_grad():
+        router.score.weight.zero_()
+        router.score.bias.copy_(torch.tensor([0.0, 3.0]))
+    route = router(torch.zeros(1, 60_000, 2, dtype=torch.bfloat16))
+    assert route.weights.dtype == torch.float32
+    assert len(route.weights.unique()) > 10_000
+    assert route.weights.isfinite().all()
+    cheap = float((route.blocks == 0).double().mean())
+    expected = 1 / (1 + math.exp(3))
+    assert abs(cheap - expected) < 4 * math.sqrt(expected * (1 - expected) / 60_000)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = router.float()(torch.zeros(1, 10, 2))
+    assert inside.weights.dtype == inside.expected.dtype == torch.float32
+
+
+def test_a_decision_copies_nothing_from_the_host_and_waits_for_nothing() -> None:
+    """What a CUDA graph cannot hold: numbers read off a device, and tensors made from Python's."""
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            assert func.overloadpacket not in forbidden, func
+            return func(*args, **(kwargs or {}))
+
+    aten = torch.ops.aten
+    forbidden = {aten._local_scalar_dense, aten.nonzero, aten.lift_fresh, aten._unique2}
+    router = Router(6, 2, Window(5) | TopBlocks(3, 4) | Anchors(2, block=8), budgets=(0, 3), block=4)
+    x = torch.randn(1, 30, 6)
+    for module in (router.train(), router.eval()):
+        with Watched():
+            module(x)
+
+
+def test_the_state_is_the_weights_alone() -> None:
+    router = Router(6, 2, Window(5) | TopBlocks(3, 4), budgets=(0, 3))
+    assert set(router.state_dict()) == {"score.weight", "score.bias"}
 
 
 @pytest.mark.parametrize(

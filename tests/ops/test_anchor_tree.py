@@ -1,5 +1,8 @@
 """Anchor trees against the oracle, gathered whole and grown token by token; what the pattern says they see."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -174,3 +177,54 @@ def test_a_layer_decodes_packs_and_learns() -> None:
         SparseSelfAttention(32, 4, tree, causal=False)
     with pytest.raises(ValueError, match="kv_heads must be at least 1"):
         AnchorTreeKeys(0, 8, tree)
+
+
+def test_sums_stay_wide_inside_autocast() -> None:
+    tree = AnchorTree(2, fanout=2, r=2, block=4)
+    k, v = torch.randn(2, 1, 20, 2, 8)
+    weights = TreeWeights(torch.randn(2, 2, 2, 8), torch.zeros(2, 2, 2, 8), torch.zeros(2, 2, 2, 8))
+    outside = tree_keys(k, v, weights, tree)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = tree_keys(k, v, weights, tree)
+    assert all(torch.equal(one, other) for one, other in zip(inside, outside, strict=True))
+
+
+@pytest.mark.parametrize("name", ["queries", "null_k", "null_v"])
+def test_weights_of_another_shape_are_named(name: str) -> None:
+    tree = AnchorTree(2, fanout=2, r=2, block=4)
+    k, v = torch.randn(2, 1, 20, 2, 8)
+    weights = TreeWeights(*(torch.zeros(2, 2, 2, 8) for _ in range(3)))
+    for wrong in (torch.zeros(2, 2, 2, 7), torch.zeros(1, 2, 2, 8), None):
+        with pytest.raises(ValueError, match=rf"{name} must have shape \(2, 2, 2, 8\) \(levels, .* got "):
+            tree_keys(k, v, weights._replace(**{name: wrong}), tree)
+
+
+COMPILED = """
+import warnings
+import torch
+from sparse_attn import AnchorTree
+from sparse_attn.ops import TreeWeights, tree_keys
+
+warnings.simplefilter("error")
+tree = AnchorTree(2, fanout=2, r=1, block=4)
+k, v = torch.randn(2, 1, 20, 2, 8)
+weights = TreeWeights(torch.randn(2, 2, 1, 8), *torch.randn(2, 2, 1, 2, 8))
+compiled = torch.compile(lambda k, v: tree_keys(k, v, weights, tree), backend="eager", fullgraph=True)
+assert torch.equal(compiled(k, v)[0], tree_keys(k, v, weights, tree)[0])
+"""
+
+
+@pytest.mark.slow
+def test_a_tree_compiles_without_a_break() -> None:
+    """In a process of its own: shapes are not checked there, which Dynamo cannot trace."""
+    subprocess.run([sys.executable, "-c", COMPILED], check=True)
+
+
+def test_the_table_is_made_once_for_its_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = AnchorTree(2, fanout=2, r=2, block=4)
+    weights = TreeWeights(torch.randn(2, 2, 2, 8), *torch.randn(2, 2, 2, 2, 8))
+    calls = [torch.randn(2, 1, 23, 2, 8) for _ in range(2)]
+    first = tree_keys(*calls[0], weights, tree)
+    monkeypatch.setattr(AnchorTree, "shown", None)  # not asked again
+    assert torch.equal(tree_keys(*calls[0], weights, tree)[0], first[0])
+    tree_keys(*calls[1], weights, tree)

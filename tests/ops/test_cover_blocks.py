@@ -18,7 +18,7 @@ from sparse_attn import (
     parse,
     select_blocks,
 )
-from sparse_attn.ops import spent_pairs
+from sparse_attn.ops import selected_pairs
 from sparse_attn.ops.cover_blocks import heaviest_blocks
 from sparse_attn.patterns.chosen import split_choice
 from sparse_attn.testing import assert_within_budget
@@ -111,8 +111,8 @@ def test_documents_choose_as_if_alone(bounds):
             own = q[None, q1 - n_queries : q1], k[None, k1 - n_keys : k1], v[None, k1 - n_keys : k1]
             torch.testing.assert_close(out[None, q1 - n_queries : q1], attention(*own, pattern), rtol=1e-4, atol=1e-5)
             alone = select_blocks(own[0], own[1], pattern, scale=0.25)
-            pairs += spent_pairs(alone, pattern, n_queries, n_keys)[0]
-        assert torch.equal(spent_pairs(selected, pattern, q.shape[0], k.shape[0], **where), pairs)
+            pairs += selected_pairs(alone, pattern, n_queries, n_keys)[0]
+        assert torch.equal(selected_pairs(selected, pattern, q.shape[0], k.shape[0], **where), pairs)
 
 
 def test_nan_in_one_document_spoils_no_other():
@@ -155,7 +155,7 @@ def test_pairs_are_counted_as_a_mask_would(shape, static, limit):
                         if block >= 0:
                             chosen[t, block * term.block : (block + 1) * term.block] = True
                 expected[head] += int((kept | (chosen & seen)).sum())
-        assert spent_pairs(selected, pattern, *shape).sum(0).tolist() == expected
+        assert selected_pairs(selected, pattern, *shape).sum(0).tolist() == expected
 
 
 def test_what_is_refused():
@@ -169,4 +169,4 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="score and compressed are for TopBlocks"):
         select_blocks(q, k, Window(16) | COVER, score="bounds")
     with pytest.raises(ValueError, match="must have a TopBlocks term"):
-        spent_pairs(torch.zeros(1, 1, 1, 1), Window(3), 5, 5)
+        selected_pairs(torch.zeros(1, 1, 1, 1), Window(3), 5, 5)

@@ -1,13 +1,14 @@
 """A tiny model learns, losses repeat, and a run goes on where it was left."""
 
+import contextlib
 import math
 
 import pytest
 import torch
 
 from sparse_attn.models import GatedConvolution, LanguageModel
-from sparse_attn.nn import SparseSelfAttention
-from sparse_attn.patterns import Window
+from sparse_attn.nn import RoutedSelfAttention, SparseSelfAttention, budget_terms
+from sparse_attn.patterns import TopBlocks, Window
 from sparse_attn.training import Batch, FactChains, MultiQueryRecall, Recipe, Trainer, accuracy
 
 TASK = MultiQueryRecall(16, 2, vocabulary=64)
@@ -112,10 +113,10 @@ def test_quick_parameters_learn_at_a_multiple_of_the_rate() -> None:
         torch.testing.assert_close(quick[name], plain[name] * (5.0 if ".mixer." in name else 1.0), rtol=1e-3, atol=1e-7)
 
 
-def test_a_term_beside_the_loss_is_learned_from_and_not_recorded() -> None:
+def test_a_strong_extra_loss_is_learned_from_and_not_recorded() -> None:
     plain, one = trainer(1), trainer(1)
     weight = one.model.norm.weight
-    one.beside = lambda: -1e6 * weight.sum()  # so strong that clipping leaves nothing of the rest
+    one.extra_loss = lambda _: -1e6 * weight.sum()  # so strong that clipping leaves nothing of the rest
     assert run(plain, 1) == run(one, 1)
     rate = 1e-2 / 10
     torch.testing.assert_close(weight.detach(), torch.ones_like(weight) + rate)
@@ -153,6 +154,86 @@ def test_accuracy_counts_right_answers_over_parts() -> None:
     tokens = torch.tensor([[1, 2], [3, 4], [5, 6]])
     batch = Batch(tokens, torch.tensor([[0, 1], [0, 1], [0, 1]]), torch.tensor([[1, 2], [3, 9], [9, 9]]))
     assert accuracy(Answers(), batch, examples=2) == 3 / 6
+
+
+def test_accuracy_asks_in_eval_mode_and_gives_each_module_its_mode_back() -> None:
+    seen = []
+
+    class Answers(torch.nn.Sequential):
+        def forward(self, tokens: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+            seen.append([module.training for module in self.modules()])
+            return torch.zeros(*at.shape, 10)
+
+    model = Answers(torch.nn.Dropout(0.5), torch.nn.Dropout(0.5))
+    model[1].eval()  # frozen on purpose
+    batch = Batch(torch.zeros(1, 2, dtype=torch.long), torch.tensor([[0]]), torch.tensor([[0]]))
+    accuracy(model, batch)
+    assert seen == [[False, False, False]]
+    assert [module.training for module in model.modules()] == [True, True, False]
+    with pytest.raises(ValueError, match="must ask for at least one answer"):
+        accuracy(model, Batch(batch.tokens, batch.at[:, :0], batch.answers[:, :0]))
+    assert model.training
+
+
+def routed(target: float | None) -> LanguageModel:
+    torch.manual_seed(3)
+    pattern = Window(2) | TopBlocks(4, block=2)
+    return LanguageModel(64, 16, [RoutedSelfAttention(16, 1, pattern, target=target)], kernel=0, deviation=0.1)
+
+
+def test_the_extra_loss_enters_the_gradients_and_not_the_record() -> None:
+    model = routed(0.0)
+    one = Trainer(model, [(TASK, 4)], Recipe(40, 3e-2, warmup=1), extra_loss=lambda model: 2.0 * budget_terms(model))
+    plain = Trainer(routed(None), [(TASK, 4)], Recipe(40, 3e-2, warmup=1))
+    torch.manual_seed(5)
+    plain.step()
+    torch.manual_seed(5)  # the router's noise
+    one.step()
+    first = model.blocks[0].mixer.route
+    assert one.losses[0] == pytest.approx(float(plain.losses[0]), rel=1e-4)
+    run(one, 39)
+    assert float(model.blocks[0].mixer.route.expected) < 0.3 * float(first.expected)
+    wrong = Trainer(routed(None), [(TASK, 4)], Recipe(1, 1e-3), extra_loss=lambda model: torch.zeros(3))
+    with pytest.raises(ValueError, match=r"extra_loss must give a tensor of one number, shape \(\), got \(3,\)"):
+        wrong.step()
+
+
+def test_a_step_begins_after_the_callers_work_and_the_caller_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams in place of CUDA's, which note who waits for whom."""
+    waits = []
+
+    class Stream:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_stream(self, other: "Stream") -> None:
+            waits.append((self.name, other.name, one.done))
+
+    one, callers = trainer(3), Stream("caller")
+    one.stream = Stream("trainer")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: callers)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    one.step()
+    assert waits == [("trainer", "caller", 0)]
+    one.wait()
+    one.state()
+    one.recent_loss()
+    assert waits[1:] == [("caller", "trainer", 1)] * 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"order": [0, 1]}, "order must name tasks by their index, 0 to 0, got 1"),
+        ({"order": [-1]}, "order must name tasks by their index, 0 to 0, got -1"),
+        ({"order": [0.0]}, "order must name tasks by their index, 0 to 0, got 0.0"),
+        ({"order": []}, "order must name at least one task, or be None .*, got none"),
+        ({"tasks": [(TASK, 0)]}, "a batch size must be an integer of at least 1, got 0"),
+    ],
+)
+def test_a_wrong_order_or_batch_is_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Trainer(**{"model": trainer(1).model, "tasks": [(TASK, 4)], "recipe": Recipe(1, 1e-3), **options})
 
 
 def test_no_tasks_is_refused() -> None:

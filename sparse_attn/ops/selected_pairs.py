@@ -15,7 +15,7 @@ from .check_attention import check_patterns
 from .check_selected import same_choice
 
 
-def spent_pairs(
+def selected_pairs(
     selected: Int[Tensor, "*B N H K"],
     pattern: Pattern | Sequence[Pattern],
     n_queries: int | None = None,
@@ -41,7 +41,7 @@ def spent_pairs(
     Cost: where the static part has windows, chunks and sinks alone and attention is causal, a table of O(T x S / block) for each
     pattern and lengths, then O(N x H x K). Otherwise O(N x rows x H x K x block) on the CPU, a few MiB at a time.
 
-    >>> spent_pairs(torch.tensor([0, -1]).expand(1, 6, 1, 2), Window(1) | TopBlocks(2, 4), 6)  # 6 of windows and 14 others
+    >>> selected_pairs(torch.tensor([0, -1]).expand(1, 6, 1, 2), Window(1) | TopBlocks(2, 4), 6)  # 6 of windows and 14 others
     tensor([[20]])
     """
     packed = cu_seqlens_q is not None
