@@ -213,7 +213,7 @@ def measure(
 
     start = time.perf_counter()
     corpus = Corpus(reader, text)
-    plan.check(corpus, reader.context)
+    plan.check(corpus, reader)
     kept = ResultsFile(out, {"model": model, "seed": plan.seed, "frame": list(reader.chat_frame())})
     held = len(kept.entries)
     if kept.dropped:

@@ -73,8 +73,8 @@ class HfReader:
         self.raw = raw
         self.tokenizer = tokenizer
         self._stop = _stop_tokens(model, tokenizer)
-        self._attended: tuple[str | None, ...] = ()
-        self._spent: dict[tuple[tuple[str | None, ...], int], list[dict[int, float]]] = {}
+        self._attended: tuple[str | None, ...] = (None,) * self.layers
+        self._last_pairs: int | None = None
 
     @property
     def layers(self) -> int:
@@ -115,10 +115,18 @@ class HfReader:
         return before, after
 
     def attend(self, patterns: Sequence[str | None]) -> None:
-        """Attend through these patterns from now on, one a layer; all None is the unmodified model."""
+        """Attend through these patterns from now on, one a layer; all None is the unmodified model.
+
+        Raises:
+            ValueError: a pattern with positions for each batch example; or what `sparsify` refuses.
+            NotImplementedError: what `sparsify` refuses.
+        """
         restore(self.model)
         self._attended = tuple(patterns)
         chosen = {layer: parse(text) for layer, text in enumerate(patterns) if text is not None}
+        if listed := [pattern for pattern in chosen.values() if pattern.examples is not None]:
+            raise ValueError(f"pattern {listed[0]!r} lists Global positions for {listed[0].examples} batch examples, but "
+                             "prompts are read in batches of any size: give one list for all")  # fmt: skip
         if chosen:
             sparsify(self.model, chosen, implementation=self.implementation)
 
@@ -133,25 +141,23 @@ class HfReader:
     def cost(self, patterns: Sequence[str | None], tokens: int) -> Cost:
         """Pairs of a prefill of that many tokens, and bytes of its KV cache; nothing is run.
 
-        Pairs of layers that choose by coverage are those of the prompts of this length that were read so far, on average
-        over prompts and heads; without any, the most that there can be.
+        Of layers that choose by content, the most that there can be; `last_pairs` tells what was spent.
         """
         chosen = dict(enumerate(_parsed(patterns)))
         in_force = self.in_force(patterns)
         pairs = {pattern: pattern.pairs(tokens) for pattern in {*in_force, Full()}}
-        measured = self._spent.get((tuple(patterns), tokens), [])
         cache = cache_bytes(self.model, chosen, tokens)
         return Cost(
-            kept_pairs=sum(
-                round(sum(layers[layer] for layers in measured) / len(measured))
-                if measured and layer in measured[0]
-                else pairs[pattern]
-                for layer, pattern in enumerate(in_force)
-            ),
+            kept_pairs=sum(pairs[pattern] for pattern in in_force),
             dense_pairs=pairs[Full()] * len(in_force),
             cache_bytes=cache.needed,
             dense_cache_bytes=cache.allocated,
         )
+
+    @property
+    def last_pairs(self) -> int | None:
+        """Pairs that the last prefill computed in all layers, on average over prompts and heads; None: see `cost`."""
+        return self._last_pairs
 
     @torch.inference_mode()
     def read(self, tokens: Sequence[int], *, scored: Sequence[range] = (), answer_tokens: int = 16) -> Reading:
@@ -203,11 +209,15 @@ class HfReader:
         return self._write(logits.argmax(-1).tolist(), cache, answer_tokens)
 
     def _note_spent(self, tokens: int, rows: int) -> None:
-        """Keep what a prefill has just spent, for `cost`; decode steps begin to count anew."""
+        """Keep what a prefill has just spent, for `last_pairs`; decode steps begin to count anew."""
         spent = spent_pairs(self.model, reset=True)
+        self._last_pairs = None
         if spent:
-            per_row = {layer: sum(pairs.kept) / len(pairs.kept) / rows for layer, pairs in spent.items()}
-            self._spent.setdefault((self._attended, tokens), []).append(per_row)
+            chosen = sum(sum(pairs.kept) / len(pairs.kept) / rows for pairs in spent.values())
+            in_force = self.in_force(self._attended)
+            self._last_pairs = round(chosen) + sum(
+                pattern.pairs(tokens) for layer, pattern in enumerate(in_force) if layer not in spent
+            )
 
     def _check(self, tokens: Sequence[int], scored: Sequence[range], answer_tokens: int) -> None:
         if not tokens:

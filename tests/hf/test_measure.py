@@ -83,11 +83,20 @@ def test_cost_of_a_choice_is_what_it_spent(reader):
     full = Full().pairs(len(PROMPT))
     assert reader.cost(row, len(PROMPT)).kept_pairs == 4 * full  # the most that there can be
     reader.attend(row)
+    assert reader.last_pairs is None
     reader.read(PROMPT)
-    once = reader.cost(row, len(PROMPT)).kept_pairs
+    once = reader.last_pairs
     assert 2 * full + 2 * Window(4).pairs(len(PROMPT)) < once < 4 * full
     reader.read_many([PROMPT, PROMPT])
-    assert reader.cost(row, len(PROMPT)).kept_pairs == once
+    assert reader.last_pairs == once
+    reader.attend([None, "window(4)", None, None])
+    reader.read(PROMPT)
+    assert reader.last_pairs is None
+
+
+def test_positions_for_each_batch_example_are_refused(reader):
+    with pytest.raises(ValueError, match=r"lists Global positions for 2 batch examples, but prompts are read in batches"):
+        reader.attend(["global([[0], [1]])", None, None, None])
 
 
 @pytest.mark.parametrize(
