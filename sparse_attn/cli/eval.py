@@ -125,6 +125,7 @@ def evaluate(
             check_writable(path)  # now, not after minutes of work
     if out is not None:
         _check_appendable(out)
+    _check_apart(out=out, html=html, markdown=markdown)
     texts = pattern_texts(pattern or list(DEFAULT_PATTERNS))
     check_coverage(texts, coverage)
     chosen = [repr(read_pattern(given, coverage)) for given in texts]
@@ -175,6 +176,14 @@ def _check_appendable(path: Path) -> None:
         path.open("ab").close()
     else:
         check_writable(path)
+
+
+def _check_apart(**paths: Path | None) -> None:
+    """Refuse one file for two purposes: a report would take the place of the results."""
+    names: dict[Path, str] = {}
+    for option, path in paths.items():
+        if path is not None and (first := names.setdefault(path.resolve(), option)) != option:
+            raise ValueError(f"--{first} and --{option} name the same file, {path}: give each its own")
 
 
 def _check_device(given: str) -> None:
@@ -261,6 +270,8 @@ def _about(model: str, reader: HfReader, plan: Plan, corpus: Any, seconds: str) 
 
 def _failures(reader: HfReader, plan: Plan, entries: list[Entry]) -> list[dict[str, Any]]:
     """Samples that dense got right and a pattern did not, of different rows and tasks first, with the pattern's view."""
+    from ..patterns.chosen import split_choice
+    from ..patterns.hashed import split_hashed
     from ..patterns.view import layers_from_last
 
     answers = [entry for entry in entries if entry["kind"] == "answer"]
@@ -280,8 +291,10 @@ def _failures(reader: HfReader, plan: Plan, entries: list[Entry]) -> list[dict[s
     shown = []
     for entry in chosen:
         patterns = reader.in_force(rows[entry["row"]].patterns(reader.layers))
+        chooses = any(split_choice(pattern) or split_hashed(pattern) for pattern in patterns)
         steps = layers_from_last(patterns, entry["tokens"])
-        shown.append({**entry, "view": [int(step) for step in _cells(steps, 240)], "layers": reader.layers})
+        view = [int(step) for step in _cells(steps, 240)]
+        shown.append({**entry, "view": view, "layers": reader.layers, "chooses": chooses})
     return shown
 
 
