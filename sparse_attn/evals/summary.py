@@ -26,8 +26,8 @@ def summarize(
 
     Returns:
         `tasks`, `rows`, `cells` (by length and depth), `by_depth`, `scores` (by length, and of all lengths together, with what a
-        task counts besides), `comparisons` (each row with dense, by task), `advice` (prompts and places compared with each other), `perplexity`, `costs`, and
-        with a margin a `verdict`.
+        task counts besides), `comparisons` (each row with dense, by task), `advice` (prompts and places compared with each
+        other), `perplexity`, `costs`, and with a margin a `verdict`.
     """
     answers = [entry for entry in entries if entry["kind"] == "answer"]
     comparisons, verdict = _comparisons(plan, answers, margin), None
@@ -43,7 +43,9 @@ def summarize(
             for key, group in _grouped(answers, "task", "prompt", "row", "length", "depth")
         ],
         "scores": [
-            dict(zip(("task", "prompt", "row", "length"), key, strict=True)) | _score(group) | {"counts": _counts(group)}
+            dict(zip(("task", "prompt", "row", "length"), key, strict=True))
+            | _score(group)
+            | {"counts": _counts(group)}
             for key, group in [
                 *_grouped(answers, "task", "prompt", "row", "length"),
                 *(((*key, None), group) for key, group in _grouped(answers, "task", "prompt", "row")),

@@ -95,7 +95,9 @@ def test_cost_of_a_choice_is_what_it_spent(reader):
 
 
 def test_positions_for_each_batch_example_are_refused(reader):
-    with pytest.raises(ValueError, match=r"lists Global positions for 2 batch examples, but prompts are read in batches"):
+    with pytest.raises(
+        ValueError, match=r"lists Global positions for 2 batch examples, but prompts are read in batches"
+    ):
         reader.attend(["global([[0], [1]])", None, None, None])
 
 
