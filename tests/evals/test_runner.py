@@ -205,6 +205,26 @@ def test_what_a_file_may_not_hold(tmp_path):
     assert path.read_text() == "a letter to my aunt\n"
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"digest": None}, {"correct": "yes"}, {"kind": "letter"}, {"key": [["answer"]]}, {"key": None}, {"value": None}],
+    ids=str,
+)
+def test_a_line_that_lacks_something_is_named_and_nothing_is_lost(tmp_path, change):
+    path = tmp_path / "results.jsonl"
+    evaluate(Oracle(), plan(), path)
+    lines = path.read_text().splitlines(keepends=True)
+    at = next(number for number, line in enumerate(lines) if '"answer"' in line)
+    entry = json.loads(lines[at]) | change
+    lines[at] = json.dumps({name: value for name, value in entry.items() if value is not None}) + "\n"
+    path.write_text("".join(lines))
+    with pytest.raises(ValueError, match=rf"results.jsonl, line {at + 1}: cannot be read as a result"):
+        ResultsFile(path, HEADER)
+    assert path.read_text() == "".join(lines)
+    path.write_text("".join([*lines[:at], *lines[at + 1 :]]))  # as the message advises
+    assert evaluate(Oracle(), plan(), path) == evaluate(Oracle(), plan())
+
+
 def test_answers_to_other_prompts_are_not_taken_over(tmp_path):
     path = tmp_path / "results.jsonl"
     evaluate(Oracle(), plan(), path)
