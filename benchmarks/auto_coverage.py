@@ -64,7 +64,7 @@ def main() -> None:
                     | {
                         "perplexity": math.exp(reading.surprise / reading.scored_tokens),
                         "scored_tokens": reading.scored_tokens,
-                        "kept_share": cost.kept_pairs / cost.dense_pairs,
+                        "kept_share": (reader.last_pairs or cost.kept_pairs) / cost.dense_pairs,
                         "found": is_found(prompt.secret, reading.answer),
                         "answer": reading.answer,
                     }

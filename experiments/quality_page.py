@@ -288,6 +288,11 @@ TEXT = """\
 Written by `python experiments/quality_page.py` from `experiments/results/`; do not edit by hand. Models are small and
 tasks synthetic: this says which facts a pattern reaches and uses, not how well a large model writes.
 
+![Perplexity of dense attention, window + sinks and window alone, beside the needles that each found](quality.svg)
+
+The question, on a language model as it is: a window with sinks keeps the perplexity and loses what stands outside the window
+(`sparse-attn eval`; figures in the [README](../README.md#quality)). What follows trains models through their patterns.
+
 ## The set-up, checked against outside figures
 
 Associative recall of Zoology and Based (arXiv:2312.04927, arXiv:2402.18668, figure 2): two layers (a gated convolution,

@@ -172,7 +172,7 @@ def kept() -> str:
         f"SmolLM2-135M-Instruct is asked for a needle at each of {depths} depths of {names} tokens, and reads {pieces} of *War and "
         f"Peace* of {text['length'] // 1024}K tokens: `sparse-attn eval --depths {depths} --html eval.html` and `sparse-attn eval "
         f"--tasks perplexity --lengths {text['length'] // 1024}k --samples {text['pieces']}`, {needles['about']['date'][:10]}, on "
-        "two CPU threads. p: exact paired test against dense.",
+        f"two CPU threads; the needles took {minutes(needles)}, the texts {minutes(texts)}. p: exact paired test against dense.",
         "",
         "| row | perplexity | " + " | ".join(f"needles at {length // 1024}K" for length in lengths) + " | all | p |",
         "|---" * (len(lengths) + 4) + "|",
@@ -186,19 +186,32 @@ def kept() -> str:
     return "\n".join([*lines, "", gemma()]) + "\n"
 
 
+def minutes(found: dict[str, Any]) -> str:
+    """How long an evaluation took that was not stopped."""
+    seconds = re.fullmatch(r"(\d+) s", found["about"]["measured in"])
+    assert seconds is not None, found["about"]["measured in"]
+    return f"{int(seconds[1]) / 60:.0f} minutes"
+
+
 def gemma() -> str:
     """The same of a model that has windows of its own, in a sentence."""
     found = json.loads((RESULTS / "cpu" / "eval_gemma3_270m.json").read_text())
     scores = {score["row"]: score for score in found["scores"] if score["length"] is None}
     n = scores["dense"]["n"]
+    tests = {one["row"]: one["p"] for one in found["comparisons"]}
     told = "; ".join(
-        f"{'as it came' if row == 'dense' else f'`{row}`'} {score['right']} of {n}" for row, score in scores.items()
+        f"as it came {score['right']} of {n}"
+        if row == "dense"
+        else f"`{row}` {score['right']} of {n} (p = {tests[row]:.2g})"
+        for row, score in scores.items()
     )
-    lengths = ", ".join(f"{length // 1024}K" for length in found["lengths"])
+    lengths = " and ".join(f"{length // 1024}K" for length in found["lengths"])
+    depths = len({cell["depth"] for cell in found["cells"]})
+    asked = f'--lengths {",".join(f"{length // 1024}k" for length in found["lengths"])} --pattern "{",".join(list(scores)[1:])}"'
     return (
-        f"Gemma-3-270m, a base model whose own layers are five windows of 512 to each full one, finds {n} needles at {lengths} so: "
-        f"{told} (`sparse-attn eval --model gemma3-270m`, {found['about']['date'][:10]}). Patterns leave its own windows "
-        "in force, and so few needles prove no difference."
+        f"Gemma-3-270m, a base model whose own layers are five windows of 512 to each full one, finds needles at {depths} depths "
+        f"of {lengths} tokens so: {told}; `sparse-attn eval --model gemma3-270m {asked}`, {found['about']['date'][:10]}. Patterns "
+        "leave its own windows in force."
     )
 
 

@@ -28,6 +28,7 @@ class Cost:
 
 class Head:
     layers = 6
+    last_pairs = None
     context = 2000
 
     def __init__(self):

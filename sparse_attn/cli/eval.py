@@ -12,6 +12,7 @@ import typer
 from ..evals.plan import PLACES, TASK_NAMES, Plan, even_depths
 from ..evals.tasks import PROMPTS
 from .console import print_json, progress_bar, remarks, results
+from .eval_failures import failures
 from .lists import lengths as token_lengths
 from .lists import margin as a_margin
 from .lists import one_of
@@ -21,11 +22,9 @@ from .numbers import whole
 from .pattern_option import Coverage, check_coverage, read_pattern
 
 if TYPE_CHECKING:
-    from ..evals.results_file import Entry
     from ..hf.measure import HfReader
 
 DEFAULT_PATTERNS = ("window(512) | sinks(4)", "window(512)")
-FAILURES = 6  # shown in the report
 
 EXAMPLES = """Examples:
 
@@ -120,6 +119,7 @@ def evaluate(
             check_writable(path)  # now, not after minutes of work
     if out is not None:
         _check_appendable(out)
+    _check_apart(out=out, html=html, markdown=markdown)
     texts = pattern_texts(pattern or list(DEFAULT_PATTERNS))
     check_coverage(texts, coverage)
     chosen = [repr(read_pattern(given, coverage)) for given in texts]
@@ -172,6 +172,14 @@ def _check_appendable(path: Path) -> None:
         check_writable(path)
 
 
+def _check_apart(**paths: Path | None) -> None:
+    """Refuse one file for two purposes: a report would take the place of the results."""
+    names: dict[Path, str] = {}
+    for option, path in paths.items():
+        if path is not None and (first := names.setdefault(path.resolve(), option)) != option:
+            raise ValueError(f"--{first} and --{option} name the same file, {path}: give each its own")
+
+
 def _check_device(given: str) -> None:
     """Refuse a device that is not there, before the model loads."""
     if given == "cpu":
@@ -208,7 +216,7 @@ def measure(
 
     start = time.perf_counter()
     corpus = Corpus(reader, text)
-    plan.check(corpus, reader.context)
+    plan.check(corpus, reader)
     kept = ResultsFile(out, {"model": model, "seed": plan.seed, "frame": list(reader.chat_frame())})
     held = len(kept.entries)
     if kept.dropped:
@@ -229,7 +237,7 @@ def measure(
     summary = summarize(plan, entries, margin=margin)
     seconds = f"{time.perf_counter() - start:.0f} s" + (f", after {held} results that the file held" if held else "")
     about = _about(model, reader, plan, corpus, seconds)
-    return {"about": about, **summary, "failures": _failures(reader, plan, entries)}
+    return {"about": about, **summary, "failures": failures(reader, plan, entries)}
 
 
 def _about(model: str, reader: HfReader, plan: Plan, corpus: Any, seconds: str) -> dict[str, str]:
@@ -252,38 +260,6 @@ def _about(model: str, reader: HfReader, plan: Plan, corpus: Any, seconds: str) 
         f"Python {platform.python_version()}",
         "measured in": seconds,
     }
-
-
-def _failures(reader: HfReader, plan: Plan, entries: list[Entry]) -> list[dict[str, Any]]:
-    """Samples that dense got right and a pattern did not, of different rows and tasks first, with the pattern's view."""
-    from ..patterns.view import layers_from_last
-
-    answers = [entry for entry in entries if entry["kind"] == "answer"]
-
-    def sample(entry: Entry) -> tuple[Any, ...]:
-        return tuple(entry[name] for name in ("task", "length", "depth", "number", "prompt"))
-
-    right = {sample(entry) for entry in answers if entry["row"] == plan.rows[0].name and entry["correct"]}
-    lost = [entry for entry in answers if not entry["correct"] and sample(entry) in right]
-    taken: dict[tuple[Any, ...], int] = {}
-    ordered = []
-    for entry in sorted(lost, key=lambda entry: entry["length"]):
-        rank = taken[entry["row"], entry["task"]] = taken.get((entry["row"], entry["task"]), -1) + 1
-        ordered.append((rank, entry))
-    chosen = [entry for _, entry in sorted(ordered, key=lambda pair: pair[0])[:FAILURES]]
-    rows = {row.name: row for row in plan.rows}
-    shown = []
-    for entry in chosen:
-        patterns = reader.in_force(rows[entry["row"]].patterns(reader.layers))
-        steps = layers_from_last(patterns, entry["tokens"])
-        shown.append({**entry, "view": [int(step) for step in _cells(steps, 240)], "layers": reader.layers})
-    return shown
-
-
-def _cells(steps: Any, count: int) -> list[int]:
-    """The steps of at most `count` stretches of the text, each the fewest of its tokens that can be reached; 0: none."""
-    size = -(-len(steps) // count)
-    return [min((step for step in steps[at : at + size] if step), default=0) for at in range(0, len(steps), size)]
 
 
 def _write_reports(summary: dict[str, Any], html: Path | None, markdown: Path | None) -> None:

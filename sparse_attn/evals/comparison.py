@@ -61,7 +61,8 @@ class Cell:
 
     Attributes:
         prefill_seconds: Median over the readings.
-        kept_pairs, dense_pairs: Query-key pairs of the prefill in all layers, of one head.
+        kept_pairs, dense_pairs: Query-key pairs of the prefill in all layers, of one head; of patterns that choose by
+            content, what was spent on average over readings and heads.
         cache_bytes, dense_cache_bytes: What a KV cache must hold for the patterns, and what dense attention's holds.
         perplexity: exp of the mean surprise at the text's own tokens; needle, question and template are not in it.
         text_tokens: How many tokens that is the mean over.
@@ -134,19 +135,22 @@ def _cell(
 ) -> Cell:
     readings: list[Reading] = []
     needles: list[Needle] = []
+    spent: list[int] = []
     for depth, prompt in group:
         on_reading(row, length)
         # The text is the same at every depth: its surprise is taken once.
         scored = () if readings else prompt.text
         reading = reader.read(prompt.tokens, scored=scored, answer_tokens=ANSWER_TOKENS)
         readings.append(reading)
+        if reader.last_pairs is not None:
+            spent.append(reader.last_pairs)
         needles.append(Needle(depth, prompt.secret, reading.answer, is_found(prompt.secret, reading.answer)))
     cost = reader.cost(row.patterns(reader.layers), length)
     return Cell(
         row=row.name,
         length=length,
         prefill_seconds=statistics.median(reading.prefill_seconds for reading in readings),
-        kept_pairs=cost.kept_pairs,
+        kept_pairs=round(statistics.mean(spent)) if spent else cost.kept_pairs,
         dense_pairs=cost.dense_pairs,
         cache_bytes=cost.cache_bytes,
         dense_cache_bytes=cost.dense_cache_bytes,

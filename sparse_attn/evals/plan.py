@@ -8,6 +8,7 @@ from itertools import product
 
 from .comparison import Row
 from .corpus import Corpus
+from .reader import Reader
 from .tasks import PROMPTS, TASKS, Request
 from .tasks.perplexity import NAME as PERPLEXITY
 from .tasks.perplexity import text_piece
@@ -44,12 +45,18 @@ class Plan:
     seed: int = 0
     batch_tokens: int = 8192
 
-    def check(self, corpus: Corpus, context: int) -> None:
-        """Build one sample of each kind, so that what cannot be read is said before anything is.
+    def check(self, corpus: Corpus, reader: Reader) -> None:
+        """See that everything can be read before anything is: names, lengths, then every row's patterns, then the samples.
+
+        Each row's patterns are put in force once, and one sample of each kind is built. The reader attends as the model
+        came when this ends, however it ends.
 
         Raises:
-            ValueError: an unknown task or prompt, a length beyond the model's context, or what a task refuses.
+            ValueError: an unknown task or prompt, a length beyond the model's context, a layer that it does not have, a
+                pattern that it cannot attend through, or what a task refuses.
+            NotImplementedError: a pattern that it cannot attend through.
         """
+        context = reader.context
         for name in self.tasks:
             if name not in TASK_NAMES:
                 raise ValueError(f"unknown task {name!r}: there are {', '.join(TASK_NAMES)}")
@@ -59,6 +66,7 @@ class Plan:
         longest = max(self.lengths)
         if longest > context:
             raise ValueError(f"length {longest:,} exceeds the model's context of {context:,} tokens")
+        self._try_rows(reader)
         for name, length in product(self.tasks, self.lengths):
             if name == PERPLEXITY:
                 text_piece(corpus, length, 0, seed=self.seed)
@@ -68,6 +76,13 @@ class Plan:
                 if length + sample.answer_tokens > context:
                     raise ValueError(f"length {length:,} and an answer of {sample.answer_tokens} tokens to {name} exceed the "
                                      f"model's context of {context:,} tokens")  # fmt: skip
+
+    def _try_rows(self, reader: Reader) -> None:
+        try:
+            for row in self.rows:
+                reader.attend(row.patterns(reader.layers))
+        finally:
+            reader.attend([None] * reader.layers)
 
     def requests(self, name: str, length: int) -> Iterator[list[Request]]:
         """A task's samples of one length, in groups that have the same wording and so much to answer."""

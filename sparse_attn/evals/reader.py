@@ -77,7 +77,11 @@ class Reader(TextSide, Protocol):
         """The most tokens that the model was made for, prompt and answer together."""
 
     def attend(self, patterns: Patterns) -> None:
-        """Attend through these patterns from now on; None everywhere is the model as it came."""
+        """Attend through these patterns from now on; None everywhere is the model as it came.
+
+        Raises:
+            ValueError, NotImplementedError: the model cannot attend through one of them.
+        """
 
     def read(self, tokens: Sequence[int], *, scored: Sequence[range] = (), answer_tokens: int = 16) -> Reading:
         """Read a prompt, score the tokens at the positions in `scored`, and answer greedily."""
@@ -86,4 +90,14 @@ class Reader(TextSide, Protocol):
         """Read prompts of one length at once, and answer each greedily."""
 
     def cost(self, patterns: Patterns, tokens: int) -> Cost:
-        """What reading that many tokens through these patterns costs; by arithmetic, nothing is run."""
+        """What reading that many tokens through these patterns costs; by arithmetic, nothing is run.
+
+        Of patterns that choose by content it is the most that they can cost.
+        """
+
+    @property
+    def last_pairs(self) -> int | None:
+        """Query-key pairs that the last reading's prefill computed, as `Cost.kept_pairs` counts them.
+
+        On average over its prompts and heads; None where no pattern chose by content, so that `cost` knows.
+        """

@@ -10,6 +10,19 @@ from typing import Any
 
 FORMAT = 1
 
+# What each kind of result must hold for a run to go on from it; further fields are free.
+FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "answer": {
+        "row": str, "task": str, "length": int, "depth": (float, int, type(None)), "difficulty": int, "number": int,
+        "prompt": str, "fixed": bool, "digest": str, "tokens": int, "facts": list, "told": list, "question": str,
+        "expected": list, "chance": (float, int), "answer": str, "value": (float, int), "correct": bool, "details": dict,
+    },
+    "surprise": {"row": str, "length": int, "number": int, "digest": str, "bins": list, "surprise": list},
+    "cost": {
+        "row": str, "length": int, "kept_pairs": int, "dense_pairs": int, "cache_bytes": int, "dense_cache_bytes": int,
+    },
+}  # fmt: skip
+
 Entry = dict[str, Any]
 Key = tuple[Any, ...]
 
@@ -83,9 +96,13 @@ class ResultsFile:
             try:
                 entry = json.loads(line)
                 key = tuple(entry.pop("key"))
+                hash(key)
+                readable = all(isinstance(entry[name], kind) for name, kind in FIELDS[entry["kind"]].items())
             except (ValueError, KeyError, TypeError, AttributeError):
+                readable = False
+            if not readable:
                 raise ValueError(f"{path}, line {number}: cannot be read as a result; the lines before and after it are "
-                                 "kept, take this one out to go on") from None  # fmt: skip
+                                 "kept, take this one out to go on")  # fmt: skip
             self.entries[key] = entry
         if rest:
             self.dropped = True

@@ -36,17 +36,16 @@ def run(
 
     Raises:
         ValueError: what `Plan.check` refuses, or results of the file that are of other prompts.
+        NotImplementedError: a pattern that the model cannot attend through.
 
     The reader attends as the model came when this ends, however it ends. A batch of which a part is missing is read
     again as a whole, since a prompt's neighbours in a batch change the last digits of what a model computes.
     """
-    plan.check(corpus, reader.context)
-    for row in plan.rows:
-        row.patterns(reader.layers)
+    plan.check(corpus, reader)
     keys: list[Key] = []
     try:
         for length in sorted(plan.lengths):
-            at = len(keys)
+            keys += _costs(reader, plan, results, length)
             for name in plan.tasks:
                 if name == PERPLEXITY:
                     for number in range(plan.samples):
@@ -57,12 +56,23 @@ def run(
                     samples = [TASKS[name].sample(corpus, request) for request in requests]
                     for row in plan.rows:
                         keys += _answers(reader, row, results, samples, on_reading)
-            keys[at:at] = _costs(
-                reader, plan, results, length
-            )  # last: what a pattern that chooses costs is known by now
     finally:
         reader.attend([None] * reader.layers)
-    return [results[key] for key in keys]
+    return _with_spent_pairs([results[key] for key in keys])
+
+
+def _with_spent_pairs(entries: list[Entry]) -> list[Entry]:
+    """Costs of rows that chose by content: the mean of what the answers and texts of this plan spent, not the bound."""
+    spent: dict[tuple[str, int], list[int]] = {}
+    for entry in entries:
+        if "spent_pairs" in entry:
+            spent.setdefault((entry["row"], entry["length"]), []).append(entry["spent_pairs"])
+    return [
+        {**entry, "kept_pairs": round(sum(found) / len(found))}
+        if entry["kind"] == "cost" and (found := spent.get((entry["row"], entry["length"])))
+        else entry
+        for entry in entries
+    ]
 
 
 def _costs(reader: Reader, plan: Plan, results: ResultsFile, length: int) -> list[Key]:
@@ -95,15 +105,15 @@ def _answers(
     if all(key in results for key in keys):
         return keys
     reader.attend(row.patterns(reader.layers))
-    answers: dict[int, str] = {}
+    answers: dict[int, tuple[str, int | None]] = {}
     for size in sorted({len(sample.tokens) for sample in samples}):  # all of one length, mostly
         group = [index for index, sample in enumerate(samples) if len(sample.tokens) == size]
         prompts = [samples[index].tokens for index in group]
         wrote = reader.read_many(prompts, answer_tokens=first.answer_tokens)
-        answers.update(zip(group, wrote, strict=True))
+        answers.update({index: (text, reader.last_pairs) for index, text in zip(group, wrote, strict=True)})
     results.add(
         [
-            (key, _entry(row, sample, answers[index]))
+            (key, _entry(row, sample, *answers[index]))
             for index, (key, sample) in enumerate(zip(keys, samples, strict=True))
             if key not in results
         ]
@@ -119,7 +129,7 @@ def answer_key(row: Row, task: str, request: Request) -> Key:
     )  # fmt: skip
 
 
-def _entry(row: Row, sample: Sample, answer: str) -> Entry:
+def _entry(row: Row, sample: Sample, answer: str, spent: int | None) -> Entry:
     request, judged = sample.request, TASKS[sample.task].judge(sample, answer)
     return {
         "kind": "answer",
@@ -142,7 +152,12 @@ def _entry(row: Row, sample: Sample, answer: str) -> Entry:
         "value": judged.value,
         "correct": judged.correct,
         "details": dict(judged.details),
+        **_spent(spent),
     }
+
+
+def _spent(pairs: int | None) -> Entry:
+    return {} if pairs is None else {"spent_pairs": pairs}
 
 
 def _surprise(reader: Reader, plan: Plan, results: ResultsFile, piece: TextPiece, on_reading: Announce) -> list[Key]:
@@ -159,7 +174,7 @@ def _surprise(reader: Reader, plan: Plan, results: ResultsFile, piece: TextPiece
         entry: dict[str, Any] = {
             "kind": "surprise", "row": row.name, "length": piece.length, "number": piece.number,
             "digest": _digest(piece.tokens), "bins": [[part.start, part.stop] for part in piece.bins],
-            "surprise": list(reading.surprise_by_part),
+            "surprise": list(reading.surprise_by_part), **_spent(reader.last_pairs),
         }  # fmt: skip
         results.add([(key, entry)])
     return keys

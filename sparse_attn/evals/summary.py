@@ -25,9 +25,9 @@ def summarize(
         tasks: What the reports say of the tasks, where they are not those of text (see `token_runner.described`).
 
     Returns:
-        `tasks`, `rows`, `cells` (by length and depth), `by_depth`, `scores` (by length, and of all lengths together), `comparisons`
-        (each row with dense, by task), `advice` (prompts and places compared with each other), `perplexity`, `costs`, and
-        with a margin a `verdict`.
+        `tasks`, `rows`, `cells` (by length and depth), `by_depth`, `scores` (by length, and of all lengths together, with what a
+        task counts besides), `comparisons` (each row with dense, by task), `advice` (prompts and places compared with each
+        other), `perplexity`, `costs`, and with a margin a `verdict`.
     """
     answers = [entry for entry in entries if entry["kind"] == "answer"]
     comparisons, verdict = _comparisons(plan, answers, margin), None
@@ -43,7 +43,9 @@ def summarize(
             for key, group in _grouped(answers, "task", "prompt", "row", "length", "depth")
         ],
         "scores": [
-            dict(zip(("task", "prompt", "row", "length"), key, strict=True)) | _score(group)
+            dict(zip(("task", "prompt", "row", "length"), key, strict=True))
+            | _score(group)
+            | {"counts": _counts(group)}
             for key, group in [
                 *_grouped(answers, "task", "prompt", "row", "length"),
                 *(((*key, None), group) for key, group in _grouped(answers, "task", "prompt", "row")),
@@ -93,6 +95,15 @@ def _score(group: Sequence[Entry]) -> Table:
         "mean_value": sum(entry["value"] for entry in group) / n, "chance": chance,
         "floor": near_chance(right, n, chance),
     }  # fmt: skip
+
+
+def _counts(group: Sequence[Entry]) -> Table:
+    """What the task counted besides, such as citations of documents that do not exist, summed up."""
+    counts: dict[str, int] = {}
+    for entry in group:
+        for name, count in entry["details"].items():
+            counts[name] = counts.get(name, 0) + int(count)
+    return counts
 
 
 def _comparisons(plan: Plan, answers: Sequence[Entry], margin: float | None) -> list[Table]:

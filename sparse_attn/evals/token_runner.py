@@ -50,13 +50,23 @@ class TokenTask:
 
 
 @dataclass(frozen=True)
+class TokenCost:
+    """What a trained model's reading costs, in all layers together; see `Cost`."""
+
+    kept_pairs: int
+    dense_pairs: int
+    cache_bytes: int = 0
+    dense_cache_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class TokenModel:
     """A trained model, one row of a report.
 
     Attributes:
         row: Its name and pattern; the first row is the one that others are compared with.
         answers: What it answers.
-        cost: What reading so many tokens costs.
+        cost: What reading so many tokens costs, e.g. a `TokenCost`.
     """
 
     row: Row

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,19 +49,6 @@ class Cost:
     dense_cache_bytes: int
 
 
-@dataclass
-class PrefillPairs:
-    """What prefills of one length have spent through one choice of patterns: sums over their prompts.
-
-    Attributes:
-        kept: Of each layer that counts, the mean over its heads.
-        prompts: How many were read.
-    """
-
-    kept: dict[int, float] = field(default_factory=dict)
-    prompts: int = 0
-
-
 class HfReader:
     """Reads prompts with a causal language model, through one pattern a layer.
 
@@ -86,8 +73,8 @@ class HfReader:
         self.raw = raw
         self.tokenizer = tokenizer
         self._stop = _stop_tokens(model, tokenizer)
-        self._attended: tuple[str | None, ...] = ()
-        self._spent: dict[tuple[tuple[str | None, ...], int], PrefillPairs] = {}
+        self._attended: tuple[str | None, ...] = (None,) * self.layers
+        self._last_pairs: int | None = None
 
     @property
     def layers(self) -> int:
@@ -128,10 +115,18 @@ class HfReader:
         return before, after
 
     def attend(self, patterns: Sequence[str | None]) -> None:
-        """Attend through these patterns from now on, one a layer; all None is the unmodified model."""
+        """Attend through these patterns from now on, one a layer; all None is the unmodified model.
+
+        Raises:
+            ValueError: a pattern with positions for each batch example; or what `sparsify` refuses.
+            NotImplementedError: what `sparsify` refuses.
+        """
         chosen = {layer: parse(text) for layer, text in enumerate(patterns) if text is not None}
         restore(self.model)
-        self._attended = (None,) * self.layers  # what holds if the next step refuses
+        self._attended, self._last_pairs = (None,) * self.layers, None  # what holds if the next step refuses
+        if listed := [pattern for pattern in chosen.values() if pattern.examples is not None]:
+            raise ValueError(f"pattern {listed[0]!r} lists Global positions for {listed[0].examples} batch examples, but "
+                             "prompts are read in batches of any size: give one list for all")  # fmt: skip
         if chosen:
             sparsify(self.model, chosen, implementation=self.implementation)
         self._attended = tuple(patterns)
@@ -147,23 +142,23 @@ class HfReader:
     def cost(self, patterns: Sequence[str | None], tokens: int) -> Cost:
         """Pairs of a prefill of that many tokens, and bytes of its KV cache; nothing is run.
 
-        Pairs of layers that choose by coverage are those of the prompts of this length that were read so far, on average
-        over prompts and heads; without any, the most that there can be.
+        Of layers that choose by content, the most that there can be; `last_pairs` tells what was spent.
         """
         chosen = dict(enumerate(_parsed(patterns)))
         in_force = self.in_force(patterns)
         pairs = {pattern: pattern.pairs(tokens) for pattern in {*in_force, Full()}}
-        measured = self._spent.get((tuple(patterns), tokens), PrefillPairs())
         cache = cache_bytes(self.model, chosen, tokens)
         return Cost(
-            kept_pairs=sum(
-                round(measured.kept[layer] / measured.prompts) if layer in measured.kept else pairs[pattern]
-                for layer, pattern in enumerate(in_force)
-            ),
+            kept_pairs=sum(pairs[pattern] for pattern in in_force),
             dense_pairs=pairs[Full()] * len(in_force),
             cache_bytes=cache.needed,
             dense_cache_bytes=cache.allocated,
         )
+
+    @property
+    def last_pairs(self) -> int | None:
+        """Pairs that the last prefill computed in all layers, on average over prompts and heads; None: see `cost`."""
+        return self._last_pairs
 
     @torch.inference_mode()
     def read(self, tokens: Sequence[int], *, scored: Sequence[range] = (), answer_tokens: int = 16) -> Reading:
@@ -215,14 +210,15 @@ class HfReader:
         return self._write(logits.argmax(-1).tolist(), cache, answer_tokens)
 
     def _note_spent(self, before: Mapping[int, LayerPairs], tokens: int, prompts: int) -> None:
-        """Add what a prefill has spent since `before` to what `cost` tells of; the model's own counts go on as they are."""
+        """Keep what a prefill has spent since `before`, for `last_pairs`; the model's own counts go on as they are."""
         spent = spent_pairs(self.model)
+        self._last_pairs = None
         if spent:
-            noted = self._spent.setdefault((self._attended, tokens), PrefillPairs())
-            noted.prompts += prompts
-            for layer, pairs in spent.items():
-                new = sum(pairs.kept) - sum(before[layer].kept)
-                noted.kept[layer] = noted.kept.get(layer, 0.0) + new / len(pairs.kept)
+            new = sum((sum(pairs.kept) - sum(before[layer].kept)) / len(pairs.kept) for layer, pairs in spent.items())
+            in_force = self.in_force(self._attended)
+            self._last_pairs = round(new / prompts) + sum(
+                pattern.pairs(tokens) for layer, pattern in enumerate(in_force) if layer not in spent
+            )
 
     def _check(self, tokens: Sequence[int], scored: Sequence[range], answer_tokens: int) -> None:
         if not tokens:

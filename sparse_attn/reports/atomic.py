@@ -21,7 +21,7 @@ def write_whole(path: str | Path, content: bytes | str) -> Path:
     path = Path(path)
     _check_place(path)
     data = content.encode() if isinstance(content, str) else content
-    handle, aside = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".part", dir=path.parent)
+    handle, aside = _file_aside(path)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -43,7 +43,7 @@ def check_writable(path: str | Path) -> None:
     """
     path = Path(path)
     _check_place(path)
-    handle, aside = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".part", dir=path.parent)
+    handle, aside = _file_aside(path)
     os.close(handle)
     os.unlink(aside)
 
@@ -53,6 +53,13 @@ def _check_place(path: Path) -> None:
         raise IsADirectoryError(errno.EISDIR, "is a folder, a file name is needed", str(path))
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "folder not found", str(path.parent))
+
+
+def _file_aside(path: Path) -> tuple[int, str]:
+    try:
+        return tempfile.mkstemp(prefix=f".{path.name}-", suffix=".part", dir=path.parent)
+    except OSError as error:  # it names the file aside, which nobody asked for
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _umask() -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .eval_charts import by_depth, colour_of, heat_maps, pareto, perplexity_by_position
 from .eval_markdown import advice_lines
-from .eval_text import covered, headline, length_name
+from .eval_text import citation_lines, covered, headline, length_name
 from .palette import BAD, FAINT_INK, GOOD, INK
 
 NEAR, UNSEEN = (47, 109, 181), "#e9edf2"  # the last query's direct view, and what it can never learn of
@@ -56,7 +56,8 @@ def _part(summary: dict[str, Any], task: dict[str, Any], prompt: str) -> dict[st
              [scores[row["name"], length] for length in [*summary["lengths"], None]])
             for row in summary["rows"]
         ],
-        "words": [
+        "words": citation_lines(summary, name, prompt)
+        + [
             (found["row"], found["words"])
             for found in summary["comparisons"]
             if (found["task"], found["prompt"]) == (name, prompt)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .eval_text import covered, headline, length_name, percent
+from .eval_text import citation_lines, covered, headline, length_name, percent
 
 
 def render_markdown(summary: dict[str, Any]) -> str:
@@ -59,6 +59,7 @@ def _task(summary: dict[str, Any], task: dict[str, Any]) -> list[str]:
             cells = [scores.get((row["name"], length)) for length in lengths]
             lines.append(f"| {_cell(row['name'])} | " + " | ".join(map(_score, cells)) + " |")
         parts.append("\n".join(lines))
+        parts += [f"- {_cell(row)}: {words}" for row, words in citation_lines(summary, task["name"], prompt)]
         parts += [
             f"- {_cell(found['row'])}: {found['words']}"
             for found in summary["comparisons"]

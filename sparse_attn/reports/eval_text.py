@@ -38,8 +38,27 @@ def headline(summary: dict[str, Any]) -> str:
     return " ".join(said) or "Only the dense model was read."
 
 
+def citation_lines(summary: dict[str, Any], task: str, prompt: str) -> list[tuple[str, str]]:
+    """Of a task that asks for citations: each row, and what it cited, those that it made up apart."""
+    found = []
+    for score in summary["scores"]:
+        counts = score["counts"]
+        if (score["task"], score["prompt"], score["length"]) == (task, prompt, None) and "made_up" in counts:
+            found.append(
+                (score["row"], f"answer right in {counts['answer_right']} of {score['n']}; cited {counts['cited_right']} documents "
+                 f"rightly and {counts['cited_wrong']} wrongly, {counts['made_up']} of these made up (no such document); "
+                 f"{counts['quotes_verbatim']} of {counts['quotes']} quotes stand word for word in the document that they name")
+            )  # fmt: skip
+    return found
+
+
 def covered(entry: dict[str, Any]) -> str:
     """What the last query could know of the facts, in words."""
+    words = _covered(entry)
+    return f"{words}, by the pattern's fixed part; what it chose by content is not drawn" if entry["chooses"] else words
+
+
+def _covered(entry: dict[str, Any]) -> str:
     cells, tokens = entry["view"], entry["tokens"]
     size = -(-tokens // len(cells))
     if not entry["facts"]:

@@ -45,11 +45,16 @@ def test_json_and_reports(run, small):
     assert sorted(os.listdir(small)) == ["e.html", "e.md"]
 
 
-def test_auto_tells_the_pairs_that_it_spent(run, small):
-    asked = ["--lengths", "700", "--depths", "1", "--pattern", "auto,window(64)", "--coverage", "0.5", "--json"]
-    costs = {cost["row"]: cost for cost in json.loads(run("eval", *asked).stdout)["costs"]}
+def test_auto_tells_the_pairs_that_it_spent_also_after_a_kill(run, small):
+    asked = ["eval", "--lengths", "700", "--depths", "2", "--pattern", "auto,window(64)", "--coverage", "0.5"]
+    asked += ["--batch-tokens", "1", "--out", "r.jsonl", "--json"]
+    whole = json.loads(run(*asked).stdout)
+    costs = {cost["row"]: cost for cost in whole["costs"]}
     auto = costs["window(64) | sinks(64) | coverblocks(0.5)"]
     assert costs["window(64)"]["kept_pairs"] < auto["kept_pairs"] < 0.9 * auto["dense_pairs"]
+    lines = (small / "r.jsonl").read_text().splitlines(keepends=True)
+    (small / "r.jsonl").write_text("".join(line for line in lines if '"depth": 1.0' not in line))
+    assert json.loads(run(*asked).stdout)["costs"] == whole["costs"]
 
 
 def test_a_run_goes_on_where_it_stood(run, small):
@@ -102,6 +107,10 @@ def test_a_loss_ends_with_1_and_none_with_0(run, small, monkeypatch):
         (["--lengths", "1090"], "exceed the model's context of 1,100 tokens"),
         (["--full-layers", "9"], "keeps full attention in layers [9], but the model's are 0 to 3"),
         (["--out", "other.jsonl"], "other.jsonl is not a results file"),
+        (["--pattern", "anchors(4)"], "has anchors, whose keys a model must have learned"),
+        (["--pattern", "hashed(2, 4) | topblocks(2)"], "cannot both choose"),
+        (["--pattern", "global([[0], [1]])"], "lists Global positions for 2 batch examples"),
+        (["--out", "e", "--html", "./e"], "--out and --html name the same file"),
         (["--out", "."], "is a folder"),
         (["--device", "tpu"], "--device must be cpu, cuda, or one of several as cuda:1, got 'tpu'"),
         (["--device", "cuda:77"], "--device cuda:77: PyTorch finds"),

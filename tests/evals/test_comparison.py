@@ -36,6 +36,7 @@ class Parrot:
 
     layers = 3
     context = 2000
+    last_pairs = None
 
     def __init__(self):
         self.patterns = None
@@ -62,6 +63,18 @@ class Parrot:
 
 
 ROWS = (Row("dense", None), Row("sparse", "window(8)", (1,)))
+
+
+def test_pairs_that_were_spent_count_instead_of_the_most_that_could_be():
+    class Chooser(Parrot):
+        @property
+        def last_pairs(self):
+            return None if self.patterns == (None,) * 3 else 4 + len(self.log)
+
+    parrot = Chooser()
+    prompts = needle_prompts(parrot, TEXT, [500], DEPTHS)
+    kept = {cell.row: cell.kept_pairs for cell in compare(parrot, ROWS, prompts, DEPTHS)}
+    assert kept == {"dense": 3, "sparse": 6}  # twice 4 and its two calls of `attend`
 
 
 def test_a_row_is_read_from_its_length_on():

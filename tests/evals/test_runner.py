@@ -38,6 +38,7 @@ class Oracle(Words):
 
     layers = 3
     context = 20_000
+    last_pairs = None
 
     def __init__(self, sparse=lambda right: right, die_after=None):
         super().__init__()
@@ -126,6 +127,61 @@ def test_a_killed_run_goes_on_and_gives_the_same(tmp_path, die_after):
     assert sorted(path.read_text().splitlines()) == sorted((tmp_path / "whole.jsonl").read_text().splitlines())
 
 
+class Chooser(Oracle):
+    """Spends pairs by what it reads; its `cost` knows only the most that there can be."""
+
+    def __init__(self, **given):
+        super().__init__(**given)
+        self.last_pairs = None
+
+    def read_many(self, prompts, *, answer_tokens=16):
+        answers = super().read_many(prompts, answer_tokens=answer_tokens)
+        self.last_pairs = None if self.patterns == (None,) * 3 else sum(map(sum, prompts)) // len(prompts) % 997
+        return answers
+
+    def read(self, tokens, **given):
+        self.last_pairs = None if self.patterns == (None,) * 3 else sum(tokens) % 997
+        return super().read(tokens, **given)
+
+
+def test_spent_pairs_survive_a_kill_after_any_line(tmp_path):
+    planned = plan(tasks=("needle", "perplexity"), lengths=(1500,), batch_tokens=3000)
+    whole = evaluate(Chooser(), planned, tmp_path / "whole.jsonl")
+    (sparse,) = [entry for entry in whole if entry["kind"] == "cost" and entry["row"] != "dense"]
+    spent = [entry["spent_pairs"] for entry in whole if "spent_pairs" in entry]
+    assert len(spent) == 2 * 3 + 2
+    assert len(set(spent)) > 3
+    assert sparse["kept_pairs"] == round(sum(spent) / len(spent))
+    lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
+    for held in range(len(lines)):
+        (tmp_path / "killed.jsonl").write_text("".join(lines[:held]))
+        assert evaluate(Chooser(), planned, tmp_path / "killed.jsonl") == whole, held
+
+
+def test_spent_pairs_of_more_samples_count_all_of_them(tmp_path):
+    path = tmp_path / "results.jsonl"
+    evaluate(Chooser(), plan(samples=1, batch_tokens=1), path)
+    planned = plan(samples=2, batch_tokens=1)
+    assert evaluate(Chooser(), planned, path) == evaluate(Chooser(), planned)
+
+
+def test_patterns_are_tried_before_a_sample_is_built_or_a_file_begun(tmp_path):
+    class Refuses(Oracle):
+        def attend(self, patterns):
+            super().attend(patterns)
+            if "window(9)" in patterns:
+                raise NotImplementedError("window(9) is not served")
+
+    class Unread(Corpus):
+        def from_paragraph(self, start, tokens):
+            raise AssertionError("a sample was built")
+
+    reader = Refuses()
+    with pytest.raises(NotImplementedError, match="is not served"):
+        plan(rows=("window(8)", "window(9)")).check(Unread(reader), reader)
+    assert reader.patterns == (None,) * 3
+
+
 def test_more_samples_go_on_from_fewer(tmp_path):
     path = tmp_path / "results.jsonl"
     evaluate(Oracle(), plan(samples=1), path)
@@ -147,6 +203,26 @@ def test_what_a_file_may_not_hold(tmp_path):
     with pytest.raises(ValueError, match="is not a results file"):
         ResultsFile(path, HEADER)
     assert path.read_text() == "a letter to my aunt\n"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"digest": None}, {"correct": "yes"}, {"kind": "letter"}, {"key": [["answer"]]}, {"key": None}, {"value": None}],
+    ids=str,
+)
+def test_a_line_that_lacks_something_is_named_and_nothing_is_lost(tmp_path, change):
+    path = tmp_path / "results.jsonl"
+    evaluate(Oracle(), plan(), path)
+    lines = path.read_text().splitlines(keepends=True)
+    at = next(number for number, line in enumerate(lines) if '"answer"' in line)
+    entry = json.loads(lines[at]) | change
+    lines[at] = json.dumps({name: value for name, value in entry.items() if value is not None}) + "\n"
+    path.write_text("".join(lines))
+    with pytest.raises(ValueError, match=rf"results.jsonl, line {at + 1}: cannot be read as a result"):
+        ResultsFile(path, HEADER)
+    assert path.read_text() == "".join(lines)
+    path.write_text("".join([*lines[:at], *lines[at + 1 :]]))  # as the message advises
+    assert evaluate(Oracle(), plan(), path) == evaluate(Oracle(), plan())
 
 
 def test_answers_to_other_prompts_are_not_taken_over(tmp_path):

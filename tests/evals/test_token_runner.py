@@ -1,7 +1,5 @@
 """Token-level tasks through the runner: a reader by rule is right everywhere, a guesser at chance, and reports take both."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
@@ -9,19 +7,11 @@ import torch
 from sparse_attn.evals.comparison import Row
 from sparse_attn.evals.results_file import ResultsFile
 from sparse_attn.evals.summary import summarize
-from sparse_attn.evals.token_runner import TokenModel, described, run_tokens, token_plan, token_task
+from sparse_attn.evals.token_runner import TokenCost, TokenModel, described, run_tokens, token_plan, token_task
 from sparse_attn.reports.eval_html import render
 from sparse_attn.reports.eval_markdown import render_markdown
 
 TASKS = [token_task("recall", 4), token_task("multi_query_recall", 4), token_task("hop_chains", 2, chains=2)]
-
-
-@dataclass
-class Cost:
-    kept_pairs: int
-    dense_pairs: int = 100
-    cache_bytes: int = 1
-    dense_cache_bytes: int = 1
 
 
 def by_rule(hops):
@@ -49,8 +39,8 @@ def guess(inputs, at):
 
 def models(first, second):
     return [
-        TokenModel(Row("dense", None), first, lambda tokens: Cost(100)),
-        TokenModel(Row("window(8)", "window(8)"), second, lambda tokens: Cost(30)),
+        TokenModel(Row("dense", None), first, lambda tokens: TokenCost(100, 100)),
+        TokenModel(Row("window(8)", "window(8)"), second, lambda tokens: TokenCost(30, 100)),
     ]
 
 

@@ -83,28 +83,37 @@ def test_cost_of_a_choice_is_what_it_spent(reader):
     full = Full().pairs(len(PROMPT))
     assert reader.cost(row, len(PROMPT)).kept_pairs == 4 * full  # the most that there can be
     reader.attend(row)
+    assert reader.last_pairs is None
     reader.read(PROMPT)
-    once = reader.cost(row, len(PROMPT)).kept_pairs
+    once = reader.last_pairs
     assert 2 * full + 2 * Window(4).pairs(len(PROMPT)) < once < 4 * full
     reader.read_many([PROMPT, PROMPT])
-    assert reader.cost(row, len(PROMPT)).kept_pairs == once
+    assert reader.last_pairs == once
+    reader.attend([None, "window(4)", None, None])
+    reader.read(PROMPT)
+    assert reader.last_pairs is None
 
 
-def test_cost_is_the_mean_over_prompts_however_they_were_batched_and_leaves_the_models_counts(reader):
+def test_positions_for_each_batch_example_are_refused(reader):
+    with pytest.raises(
+        ValueError, match=r"lists Global positions for 2 batch examples, but prompts are read in batches"
+    ):
+        reader.attend(["global([[0], [1]])", None, None, None])
+
+
+def test_what_is_spent_is_the_mean_over_the_prompts_read_and_leaves_the_models_counts(reader):
     row = ["window(4) | coverblocks(0.5, block=4, rows=4, stride=2)"] * 4
     prompts = [PROMPT, PROMPT[::-1], [7] * 50 + PROMPT[:50]]
 
-    def spent(one: HfReader, calls: list[list[list[int]]]) -> int:
+    def spent(prompts: list[list[int]]) -> int:
+        one = HfReader(tiny_model(), tiny_tokenizer())
         one.attend(row)
-        for call in calls:
-            one.read_many(call, answer_tokens=2)
-        return one.cost(row, len(PROMPT)).kept_pairs
+        one.read_many(prompts, answer_tokens=2)
+        return one.last_pairs
 
-    alone = [spent(HfReader(tiny_model(), tiny_tokenizer()), [[prompt]]) for prompt in prompts]
+    alone = [spent([prompt]) for prompt in prompts]
     assert len(set(alone)) == 3
-    mean = sum(alone) / 3
-    for calls in ([[prompt] for prompt in prompts], [prompts], [prompts[:2], prompts[2:]]):
-        assert spent(HfReader(tiny_model(), tiny_tokenizer()), calls) == pytest.approx(mean, abs=4)  # rounded by layer
+    assert spent(prompts) == pytest.approx(sum(alone) / 3, abs=1)
     # What the model itself has counted goes on: two prompts and a decode step after each, all of them.
     reader.attend(row)
     reader.read(prompts[0], answer_tokens=2)

@@ -79,6 +79,10 @@ def test_places_that_cannot_be_written(tmp_path, write):
         write(tmp_path / "absent" / "report.html")
     with pytest.raises(OSError, match="is a folder"):
         write(tmp_path)
+    long = tmp_path / ("x" * 255)
+    with pytest.raises(OSError, match="name too long") as raised:
+        write(long)
+    assert raised.value.filename == str(long)  # not the file aside
     assert not os.listdir(tmp_path)
 
 

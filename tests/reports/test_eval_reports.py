@@ -28,7 +28,7 @@ def summary():
     reader = Oracle(sparse=lambda right: EVIL)
     entries = run(reader, Corpus(reader), plan, ResultsFile(None, {}))
     lost = next(entry for entry in entries if entry["kind"] == "answer" and not entry["correct"])
-    failure = {**lost, "view": [0] * 40 + [3] * 40 + [2] * 80 + [1] * 80, "layers": 3}
+    failure = {**lost, "view": [0] * 40 + [3] * 40 + [2] * 80 + [1] * 80, "layers": 3, "chooses": False}
     about = {"model": EVIL, "text": "a book", "date": "today"}
     return {"about": about, **summarize(plan, entries, margin=0.02), "failures": [failure]}
 
@@ -87,11 +87,32 @@ def test_the_headline_names_the_perplexity_of_the_longest_text(summary):
 
 
 def test_the_view_in_words():
-    entry = {"view": [0, 3, 2, 1], "tokens": 400, "layers": 5}
+    entry = {"view": [0, 3, 2, 1], "tokens": 400, "layers": 5, "chooses": False}
     assert "direct view" in covered({**entry, "facts": [[310, 320]]})
     assert covered({**entry, "facts": [[310, 320], [110, 120]]}).endswith("through 3 layers of 5")
     assert "could not reach the question's end through all 5 layers" in covered({**entry, "facts": [[5, 9]]})
     assert covered({**entry, "facts": []}).startswith("25% of the text")
+    assert "what it chose by content is not drawn" in covered({**entry, "facts": [[5, 9]], "chooses": True})
+
+
+def test_made_up_citations_are_told_apart():
+    """Of three samples: a citation of a document that is there, and another of one that is nowhere."""
+
+    def cite(right):
+        line = right.splitlines()[1]
+        return f'Answer: nobody\n{line}\n[D5] "It is so."'  # identifiers have three digits
+
+    plan = Plan(("citations",), (2048,), (0.5,), 3, plan_rows(["window(8)"]))
+    reader = Oracle(sparse=cite)
+    summary = summarize(plan, run(reader, Corpus(reader), plan, ResultsFile(None, {})))
+    summary |= {"about": {"model": "m", "text": "t", "date": "d"}, "failures": []}
+    told = (
+        "answer right in 0 of 3; cited 3 documents rightly and 3 wrongly, 3 of these made up (no such document); "
+        "3 of 6 quotes stand word for word in the document that they name"
+    )
+    for text in (render(summary), render_markdown(summary)):
+        assert told in text
+        assert "answer right in 3 of 3; cited 6 documents rightly and 0 wrongly, 0 of these made up" in text
 
 
 def test_the_direct_view_is_darkest_and_what_is_out_of_reach_is_grey():

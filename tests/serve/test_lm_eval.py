@@ -3,6 +3,7 @@
 Its own imports and those of its dependencies warn of what is theirs to mend: such warnings are no errors here.
 """
 
+import os
 import subprocess
 import sys
 
@@ -95,6 +96,20 @@ def test_bad_arguments_are_named(tiny):
         SparseAttnLM(tiny, "windw(8)")
     with pytest.raises(ValueError, match="dtype must name a torch dtype"):
         SparseAttnLM(tiny, dtype="half a float")
+
+
+def test_its_own_command_runs_the_model_and_the_tasks(tiny):
+    """As the README shows it, in a process of its own: also where the harness's default device, a GPU, is not there."""
+    needs_lm_eval()
+    done = subprocess.run(
+        [sys.executable, "-m", "sparse_attn.serve.lm_eval", "--model", "sparse_attn",
+         "--model_args", f"pretrained={tiny},pattern=window(64) | sinks(4)", "--include_path", str(FOLDER),
+         "--tasks", "sparse_attn_needle", "--metadata", '{"max_seq_lengths": [700], "depths": 1}',
+         "--gen_kwargs", "max_gen_toks=4"],
+        env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "sparse_attn_needle" in done.stdout
 
 
 @pytest.mark.slow

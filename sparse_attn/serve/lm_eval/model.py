@@ -22,7 +22,8 @@ class SparseAttnLM(HFLM):  # type: ignore[misc]
         pattern: What each token may see, e.g. ``window(512) | sinks(4)``; none: dense. A pattern with commas in it cannot be
             written in ``--model_args``, which is split at commas: give a dict there instead.
         full_layers: Numbers of layers that stay dense, with ``+`` between them, e.g. ``0+7+18``.
-        device, dtype: Where and as what the model is held.
+        device, dtype: Where and as what the model is held. The harness names a CUDA device where nothing was asked for: without
+            any, that is the CPU.
         options: As for lm-evaluation-harness's own ``hf`` model.
 
     Raises:
@@ -42,10 +43,15 @@ class SparseAttnLM(HFLM):  # type: ignore[misc]
         if not isinstance(chosen, torch.dtype):
             raise ValueError(f"dtype must name a torch dtype such as float32 or bfloat16, got {dtype!r}")
         model, tokenizer = load_model(None if pretrained in (None, "", "default") else pretrained, dtype=chosen)
-        reader = HfReader(model.to(torch.device(device or "cpu")), tokenizer)
+        reader = HfReader(model.to(_device(device)), tokenizer)
         dense = [int(number) for number in str(full_layers).split("+") if number.strip()]
         if outside := [layer for layer in dense if not 0 <= layer < reader.layers]:
             raise ValueError(f"full_layers names layers {outside}, but the model's are 0 to {reader.layers - 1}")
         if pattern:
             reader.attend([None if layer in dense else pattern for layer in range(reader.layers)])
         super().__init__(pretrained=model, tokenizer=tokenizer, **options)
+
+
+def _device(name: str | None) -> torch.device:
+    device = torch.device(name or "cpu")
+    return torch.device("cpu") if device.type == "cuda" and not torch.cuda.is_available() else device
