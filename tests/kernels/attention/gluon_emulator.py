@@ -65,7 +65,7 @@ class Machine:
                 self.fail(Deadlock(f"{len(self.waiting)} partitions wait for barriers that nobody completes"))
                 return
         with self.turn:
-            self.running = self.draw.choice(ready) if ready else -1
+            self.running = self.draw.choices(ready, [self.speed[number] for number in ready])[0] if ready else -1
             self.turn.notify_all()
 
     def fail(self, error: BaseException) -> None:
@@ -87,6 +87,7 @@ class Machine:
                 self.fail(error)
 
         threads = [threading.Thread(target=work, args=(n, *part)) for n, part in enumerate(partitions)]
+        self.speed = [4.0 ** self.draw.randrange(4) for _ in threads]  # some lag far behind
         self.running = -1
         self.waiting = dict.fromkeys(range(len(threads)), lambda: True)
         for thread in threads:

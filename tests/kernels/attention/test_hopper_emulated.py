@@ -24,8 +24,8 @@ MODULES = {FORWARD: "forward_kernel", KEYS: "backward_keys_kernel", QUERIES: "ba
 
 CASES = [
     ("window(100)", 300, 330, True, None),
-    ("window(90)", 260, 260, False, None),
-    ("full()", 200, 270, True, None),
+    ("window(600)", 300, 900, False, None),
+    ("full()", 200, 900, True, None),
     ("window(20) | chunked(100)", 250, 250, True, None),
     ("window(40)", 300, 340, True, ([0, 10, 10, 141, 300], [0, 10, 20, 170, 340])),
 ]
