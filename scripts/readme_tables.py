@@ -52,10 +52,12 @@ def performance() -> str:
 
 def gpu_table(result: dict[str, Any]) -> str:
     versions = result["versions"]
+    dates = sorted({date for row in result["rows"] for date in row.get("dates", {}).values()} or {result["date"]})
+    when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     peers = [name for name in PEERS if any(name in row["times"] for row in result["rows"])]
     lines = [
         f"One {result['gpu']}, PyTorch {versions['torch'].split('+')[0]}, Triton {versions['triton']}, bfloat16, batch 1, "
-        f"{result['date']}: `sparse-attn bench`, which checks each answer before it times it. Milliseconds, forward / "
+        f"{when}: `sparse-attn bench`, which checks each answer before it times it. Milliseconds, forward / "
         "backward; dense attention (SDPA) computes all pairs. TFLOP/s count kept pairs, of random blocks the whole blocks. "
         "Memory: the peak beyond inputs, outputs and gradients, as a share of them.",
         "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,21 +25,26 @@ def bench(
 ) -> None:
     """Time attention on this machine's GPU: forward, backward, memory.
 
+    Results that the folder holds of other shapes, and of peers that are not timed again, stay, if they come from the same GPU
+    and versions.
+
     Example: sparse-attn bench --only "window(2048) 32K" --no-peers
     """
     from ..reports.atomic import write_whole
     from ..reports.benchmark_chart import draw_benchmark
-    from ..testing.gpu_benchmark import describe_row, run_benchmark
+    from ..testing.gpu_benchmark import describe_row, merged, run_benchmark
 
     result: dict[str, Any] = {}
     folder = out
-    for result in run_benchmark(tuple(only or ()), peers=peers):
-        name = result["gpu"]
+    for found in run_benchmark(tuple(only or ()), peers=peers):
+        name = found["gpu"]
         folder = out / ("h100" if "H100" in name else name.lower().replace(" ", "-"))
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "attention.json", json_text(result))
+        path = folder / "attention.json"
+        result = merged(json.loads(path.read_text()), found) if path.exists() else found
+        write_whole(path, json_text(result))
         if not as_json:
-            results().print(describe_row(result["rows"][-1]), soft_wrap=True)
+            results().print(describe_row(found["rows"][-1]), soft_wrap=True)
     draw_benchmark(result, folder / "attention.png")
     if as_json:
         print_json(result)
@@ -47,6 +53,4 @@ def bench(
 
 
 def json_text(result: dict[str, Any]) -> str:
-    import json
-
     return json.dumps(result, indent=1) + "\n"

@@ -101,16 +101,39 @@ def run_benchmark(only: Sequence[str] = (), *, peers: bool = True) -> Iterator[d
     for shape in chosen:
         checked = check(shape)
         times = measure(shape, peers)
-        rows.append(
-            asdict(shape) | {"pairs": shape.pairs, "error": checked, "overhead": overhead(shape), "times": times}
-        )
+        date = datetime.now(UTC).date().isoformat()
+        found = {"pairs": shape.pairs, "error": checked, "overhead": overhead(shape), "times": times}
+        rows.append(asdict(shape) | found | {"dates": dict.fromkeys(times, date)})
         yield {
             "gpu": torch.cuda.get_device_name(),
-            "date": datetime.now(UTC).date().isoformat(),
+            "date": date,
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__},
             "units": "milliseconds: median, 20th and 80th percentile",
             "rows": rows,
         }
+
+
+def merged(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Results of some shapes put among those of an earlier run: ours anew, and of its peers those that were timed anew.
+
+    Rows of another GPU, or of other versions, are not kept. A row's "dates" say when each implementation was timed.
+    """
+    if any(before.get(name) != now[name] for name in ("gpu", "versions", "units")):
+        return now
+    rows = {_case(row): row | {"dates": _dates(row, before)} for row in before["rows"]}
+    for row in now["rows"]:
+        old = rows.get(_case(row), {"times": {}, "dates": {}})
+        rows[_case(row)] = row | {name: old[name] | row[name] for name in ("times", "dates")}
+    order = [_case(asdict(shape)) for shape in SHAPES]
+    return now | {"rows": sorted(rows.values(), key=lambda row: order.index(_case(row)) if _case(row) in order else -1)}
+
+
+def _case(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("pattern", "T", "Hq", "Hkv", "D", "causal"))
+
+
+def _dates(row: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
+    return row.get("dates") or dict.fromkeys(row["times"], result["date"])
 
 
 def check(shape: Shape) -> dict[str, float]:
