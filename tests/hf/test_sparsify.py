@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+import sparse_attn.hf
 from sparse_attn import Chunked, Dilated, Full, Global, Random, Sinks, Strided, Window
 from sparse_attn.hf import restore, sparsify
 
@@ -186,6 +187,7 @@ def test_a_multimodal_models_text_decoder(same):
 def test_importing_changes_nothing_in_transformers(monkeypatch):
     from transformers import AttentionInterface, AttentionMaskInterface
 
+    monkeypatch.setattr(sparse_attn, "hf", sparse_attn.hf)  # importing anew sets it: put back afterwards
     for name in [name for name in sys.modules if name.startswith("sparse_attn.hf")]:
         monkeypatch.delitem(sys.modules, name)
     tables = AttentionInterface._global_mapping, AttentionMaskInterface._global_mapping
