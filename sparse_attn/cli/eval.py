@@ -13,9 +13,9 @@ from ..evals.plan import PLACES, TASK_NAMES, Plan, even_depths
 from ..evals.tasks import PROMPTS
 from .console import print_json, progress_bar, remarks, results
 from .eval_failures import failures
+from .lists import layer_numbers, one_of
 from .lists import lengths as token_lengths
 from .lists import margin as a_margin
-from .lists import one_of
 from .lists import patterns as pattern_texts
 from .model import HELP, is_base_model, load
 from .numbers import whole
@@ -112,7 +112,6 @@ def evaluate(
     """Measure what a model keeps through a pattern, on the same samples as the model dense."""
     from ..evals.runner import plan_rows
     from ..reports.atomic import check_writable
-    from .generate import _layer_numbers
 
     for path in (html, markdown):
         if path is not None:
@@ -128,7 +127,7 @@ def evaluate(
         lengths=tuple(_read(lengths, token_lengths)),
         depths=even_depths(depths) if place is None else tuple(PLACES[name] for name in place),
         samples=samples,
-        rows=plan_rows(chosen, sorted(_layer_numbers(full_layers))),
+        rows=plan_rows(chosen, sorted(layer_numbers(full_layers))),
         difficulty=difficulty,
         prompts=tuple(_read(prompt, one_of(*PROMPTS))),
         places=place is not None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import progress_bar, remarks
+from .lists import layer_numbers
 from .model import HELP, is_base_model, load
 from .numbers import temperature as a_temperature
 from .numbers import whole
@@ -72,7 +73,7 @@ def generate(
     chosen = None if pattern is None else read_pattern(pattern, coverage)
     if full_layers is not None and chosen is None:
         raise ValueError("--full-layers names layers that stay dense beside a pattern, but no --pattern was given")
-    dense = _layer_numbers(full_layers)
+    dense = layer_numbers(full_layers)
     text = prompt_text(prompt_file, prompt)
 
     loaded, tokenizer = load(model)
@@ -132,18 +133,6 @@ def _file_text(file: Path) -> str:
     if not text.strip():
         raise ValueError(f"--prompt-file: {name} is empty")
     return text.rstrip()
-
-
-def _layer_numbers(text: str | None) -> frozenset[int]:
-    try:
-        numbers = frozenset(int(part) for part in text.split(",")) if text is not None else frozenset()
-    except ValueError:
-        raise ValueError(
-            f"--full-layers must be layer numbers with commas between them, e.g. '0,5,11', got {text!r}"
-        ) from None
-    if negative := [number for number in numbers if number < 0]:
-        raise ValueError(f"--full-layers must not be negative, got {negative[0]}")
-    return numbers
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, chat: bool) -> list[int]:

@@ -69,3 +69,20 @@ def one_of(*choices: str) -> Callable[[str], list[str]]:
         return found
 
     return read
+
+
+def layer_numbers(text: str | None) -> frozenset[int]:
+    """What --full-layers names, e.g. '0,5,11'; nothing where it is not given.
+
+    Raises:
+        ValueError: anything but numbers from 0 on.
+    """
+    try:
+        numbers = frozenset(int(part) for part in text.split(",")) if text is not None else frozenset()
+    except ValueError:
+        raise ValueError(
+            f"--full-layers must be layer numbers with commas between them, e.g. '0,5,11', got {text!r}"
+        ) from None
+    if negative := [number for number in numbers if number < 0]:
+        raise ValueError(f"--full-layers must not be negative, got {negative[0]}")
+    return numbers

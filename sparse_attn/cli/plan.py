@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .console import results
+from .lists import layer_numbers
 from .numbers import length, memory, one_of, share, whole
+from .pattern_option import read_pattern
 from .plan_answer import USUAL_SHARE, Question, print_as_json, print_one, print_table
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..planner import Fit, Gpu, Model
 
 DEFAULT_GPU = "a100-80gb"
@@ -22,6 +26,8 @@ EXAMPLES = """Examples:
 [bold]sparse-attn plan path/to/config.json --gpu a100-80gb --context 256k[/bold]
 
 [bold]sparse-attn plan A/config.json B/config.json --gpu rtx-4090 --weights int4 --kv fp8[/bold]
+
+[bold]sparse-attn plan path/to/config.json --pattern 'window(4096) | sinks(4)' --full-layers 0,8,16[/bold]
 
 [bold]sparse-attn plan A/config.json B/config.json --html plan.html[/bold]   (a page to drag the context on)"""
 
@@ -60,6 +66,17 @@ def plan(
         ),
     ] = None,
     kv: Annotated[str, typer.Option(help="KV cache format: bf16, fp16, fp8, int8, int4.")] = "bf16",
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            help="Let layers with full attention attend through this instead, e.g. 'window(4096) | sinks(4)'; auto: chosen in "
+            "prefill for each head and text.",
+            show_default=False,
+        ),
+    ] = None,
+    full_layers: Annotated[
+        str | None, typer.Option(help="Layers that stay full all the same, e.g. '0,5,11'.", show_default=False)
+    ] = None,
     utilization: Annotated[
         float, typer.Option(parser=share, metavar="SHARE", help="Share of the memory that may be used.")
     ] = USUAL_SHARE,
@@ -111,7 +128,8 @@ def plan(
     card = _card(gpu, gpu_memory)
     used = card if gpu_memory is None else card.with_memory(gpu_memory)
     question = Question(used, gpus, context, batch, weights, kv, utilization, accounting)
-    resolved = [(name_of(source), resolve(source, assume=assume, download=download)) for source in models]
+    sparse = _sparse(pattern, full_layers, accounting)
+    resolved = [sparse(name_of(source), resolve(source, assume=assume, download=download)) for source in models]
     answers = [
         (name, model, _ask(source, question, model, len(models)))
         for source, (name, model) in zip(models, resolved, strict=True)
@@ -133,6 +151,33 @@ def plan(
 
 
 plan.__doc__ = f"{plan.__doc__}\n\n{EXAMPLES}"
+
+
+def _sparse(pattern: str | None, full_layers: str | None, accounting: str) -> Callable[[str, Model], tuple[str, Model]]:
+    """Puts a pattern on a model's full layers, and its text beside the model's name."""
+    stay = layer_numbers(full_layers)
+    if pattern is None:
+        if stay:
+            raise ValueError("--full-layers names layers that stay full beside a pattern, but no --pattern was given")
+        return lambda name, model: (name, model)
+    if accounting != "exact":
+        raise ValueError(
+            f"--accounting {accounting} counts what that engine allocates, and it knows no --pattern: leave one out"
+        )
+    chosen = read_pattern(pattern)
+
+    def through(name: str, model: Model) -> tuple[str, Model]:
+        from ..planner import with_pattern
+
+        full = {layer.index for layer in model.layers if layer.kind == "full"}
+        if outside := sorted(stay - full):
+            raise ValueError(f"--full-layers names layers {outside}, but {name} has no full attention there")
+        if not full - stay:
+            raise ValueError(f"--pattern: {name} has no layer with full attention left to attend through it")
+        layers = f"{len(full - stay)} of {len(model.layers)} layers"
+        return f"{name} through {chosen!r} in {layers}", with_pattern(model, chosen, layers=full - stay)
+
+    return through
 
 
 def _card(name: str | None, given: int | None) -> Gpu:

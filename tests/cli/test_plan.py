@@ -195,3 +195,39 @@ def test_the_page_starts_with_what_was_asked(run, tmp_path):
     start = data["start"]
     assert (start["context"], start["batch"], start["weights"], start["kv"]) == (102400, 4, "int4", "fp8")
     assert data["gpus"][start["gpu"]]["memory"] == 80 * 10**9
+
+
+def test_a_pattern_on_the_full_layers(run):
+    """Qwen3-30B-A3B, 48 layers of 4 KV heads of 128: 2 KiB a token and layer; a ring of 4,096 keys and 4 sinks elsewhere."""
+    found = asked(run, QWEN3, *AS_PUBLISHED, "--pattern", "window(4096) | sinks(4)", "--full-layers", "3,7")
+    assert found["name"].endswith("through window(4096) | sinks(4) in 46 of 48 layers")
+    assert found["kv"]["growing_bytes_per_token"] == 2 * 2048
+    assert found["kv"]["total_bytes"] == 2048 * (2 * 262144 + 46 * 4100)
+    assert found["fits"]
+
+
+def test_a_pattern_is_on_the_page_too(run, tmp_path):
+    page = tmp_path / "plan.html"
+    assert run("plan", QWEN3, LLAMA, "--pattern", "window(512)", "--html", page).exit_code == 0
+    assert page.read_text().count("through window(512) in") >= 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--full-layers", "3"], "no --pattern was given"),
+        (["--pattern", "window(8)", "--full-layers", "99"], r"names layers \[99\], but .* has no full attention there"),
+        (["--pattern", "window(8)", "--full-layers", "a"], "must be layer numbers with commas between them"),
+        (
+            ["--pattern", "window(8)", "--full-layers", ",".join(map(str, range(48)))],
+            "no layer with full attention left",
+        ),
+        (["--pattern", "window(8)", "--accounting", "vllm"], "it knows no --pattern"),
+        (["--pattern", "windw(8)"], "unknown term 'windw'"),
+        (["--pattern", "hashed(2, 8) | topblocks(3)"], "cannot both choose"),
+    ],
+)
+def test_patterns_that_cannot_be_planned(run, options, message):
+    result = run("plan", QWEN3, *options)
+    assert result.exit_code == 2
+    assert re.search(message, words(result.stderr))
