@@ -60,10 +60,7 @@ def teach(model: nn.Module, selectors: Sequence[BlockSelector]) -> Callable[[], 
             selector.taught_at = args[1] if module.training else None
 
     def lesson() -> Tensor:
-        lessons = torch.stack([selector.lesson for selector in selectors]).sum()
-        for selector in selectors:
-            selector.lesson = None  # nothing of a step outlives it
-        return lessons
+        return torch.stack([selector.lesson() for selector in selectors]).sum()
 
     model.register_forward_pre_hook(tell)
     return lesson

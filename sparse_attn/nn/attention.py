@@ -132,8 +132,9 @@ class SparseSelfAttention(nn.Module):
         q_turned, k_turned, coarse = self._turn(q, positions), self._turn(k, positions), None
         if self.selector is not None:
             blocks = self.selector.compress(k, v, cu_seqlens=bounds)
-            if self.selector.taught_at is not None:
-                self.selector.lesson = self._lesson(q_turned, k_turned, blocks[0], self.selector.taught_at, bounds)
+            self.selector._lesson = None
+            if self.selector.taught_at is not None and self.training and torch.is_grad_enabled():
+                self.selector._lesson = self._lesson(q_turned, k_turned, blocks[0], self.selector.taught_at, bounds)
             coarse, extra["selected"] = self._choose(x, q_turned, blocks, k.shape[-3], bounds)
         return self._joined(self._attend(x, q_turned, k_turned, v, bounds, extra), coarse)
 

@@ -16,7 +16,8 @@ class RoutedSelfAttention(SparseSelfAttention):
     """`SparseSelfAttention` over a `TopBlocks` pattern, with a `Router` that decides how many of the chosen blocks are read.
 
     A forward pass in training leaves its budget term behind, to be taken once for the loss: by `budget_term`, or by
-    `budget_terms` of a whole model. All else that the layer keeps of a pass is detached from the autograd graph.
+    `budget_terms` of a whole model. All else that the layer keeps of a pass is detached from the autograd graph. Under
+    checkpointing, what the backward pass recomputes leaves a term behind once more: take it too, and drop it.
 
     Args:
         dim, heads, pattern, options: As for `SparseSelfAttention`.

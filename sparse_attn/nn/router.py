@@ -135,12 +135,19 @@ class Router(nn.Module):
         self.prices = [count * choice.term.block + self.r * with_anchors for count, with_anchors in self.options]
         self.score = nn.Linear(dim, kv_heads * len(self.options))
         # On the weights' device with them, so that no call copies; made anew from the arguments, so no part of the state.
-        for name, values in (
-            ("_counts", [count for count, _ in self.options]),
-            ("_with_anchors", [with_anchors for _, with_anchors in self.options]),
-            ("_prices", self.prices),
-        ):
+        for name, values in self._tables():
             self.register_buffer(name, torch.tensor(values), persistent=False)
+
+    def _tables(self) -> list[tuple[str, list[int] | list[bool]]]:
+        counts, anchors = [count for count, _ in self.options], [with_anchors for _, with_anchors in self.options]
+        return [("_counts", counts), ("_with_anchors", anchors), ("_prices", self.prices)]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Router":
+        """Where a module goes its tables follow, and not what memory holds that `to_empty` made room in."""
+        super()._apply(fn, recurse)
+        for name, values in self._tables():
+            setattr(self, name, torch.tensor(values, device=getattr(self, name).device))
+        return self
 
     def forward(self, x: Float[Tensor, "*B T C"], *, cu_seqlens: Lengths | None = None) -> Route:
         """Decide for whole sequences ``[B, T, dim]``, packed ``[T, dim]`` with `cu_seqlens`: runs start anew in each.

@@ -1,6 +1,7 @@
 """A selector that learns: blocks compressed to one key and value each, whose attention enters by a gate and chooses."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -24,7 +25,8 @@ class BlockSelector(nn.Module):
     output, so that queries, keys and the pooling learn to look at blocks worth looking at.
 
     That lets it learn; it learns far quicker with `selection_loss` beside the loss (docs/quality.md): set `taught_at` before
-    a layer's forward pass over whole sequences, and add `lesson` to the loss after it.
+    a layer's forward pass in training over whole causal sequences, and add `lesson()` to the loss after it. Under
+    checkpointing, what the backward pass recomputes leaves a lesson behind: take it too, and drop it.
 
     Args:
         dim: Of the layer's input, from which gates are made.
@@ -35,7 +37,6 @@ class BlockSelector(nn.Module):
         pooling: ``[Hkv, D]``, the query of learned pooling; zeros at first, which is the mean.
         gate: From the input to one gate for each query head.
         taught_at: Positions ``[B, Q]`` of the queries that teach; None: no lesson.
-        lesson: `selection_loss` of the layer's last forward pass at these queries, to be added to the loss with a weight.
 
     Raises:
         ValueError: sizes that do not fit together, a pattern without `TopBlocks`, or tensors that do not fit.
@@ -62,7 +63,22 @@ class BlockSelector(nn.Module):
         self.pooling = nn.Parameter(torch.zeros(kv_heads, head_dim))
         self.gate = nn.Linear(dim, heads)
         self.taught_at: Tensor | None = None
-        self.lesson: Tensor | None = None
+        self._lesson: Tensor | None = None
+
+    def lesson(self) -> Float[Tensor, ""]:
+        """`selection_loss` of the layer's last forward pass at `taught_at`, for the loss; taken once, then forgotten.
+
+        Raises:
+            ValueError: no forward pass of the layer in training mode, with gradients and `taught_at` set, since the last time.
+        """
+        if self._lesson is None:
+            raise ValueError("lesson: nothing to take: set taught_at, and call the layer in training mode before each")
+        lesson, self._lesson = self._lesson, None
+        return lesson
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For `copy` and `pickle`: a lesson that was not taken belongs to a graph, which cannot be copied."""
+        return {**self.__dict__, "_lesson": None}
 
     def compress(
         self, k: Float[Tensor, "*B S Hkv D"], v: Float[Tensor, "*B S Hkv D"], *, cu_seqlens: Sequence[int] | None = None

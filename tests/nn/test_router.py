@@ -200,3 +200,13 @@ def test_the_state_is_the_weights_alone() -> None:
 def test_a_wrong_router_is_refused(pattern: str, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Router(4, 2, parse(pattern), **options)
+
+
+def test_what_was_made_without_memory_decides_as_any_other() -> None:
+    pattern = Window(4) | TopBlocks(4, block=2)
+    with torch.device("meta"):
+        empty = Router(16, 2, pattern)
+    filled, own = empty.to_empty(device="cpu"), Router(16, 2, pattern)
+    filled.load_state_dict(own.state_dict())
+    for name in ("_counts", "_with_anchors", "_prices"):
+        assert torch.equal(getattr(filled, name), getattr(own, name))

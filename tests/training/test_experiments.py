@@ -53,10 +53,10 @@ def test_selectors_are_taught_where_the_model_is_asked_while_it_trains() -> None
     assert torch.equal(layer.selector.taught_at, at)
     lesson().backward()
     assert layer.selector.pooling.grad.abs().max() > 0
-    assert layer.selector.lesson is None
     model.eval()
     model(tokens, at)
-    assert layer.selector.lesson is None
+    with pytest.raises(ValueError, match="lesson: nothing to take"):
+        lesson()
 
 
 def test_price_of_attention_is_what_a_hand_counts() -> None:
