@@ -70,7 +70,7 @@ class Observed(CoarseSelector):
         choice = split_choice(self.pattern)
         assert choice is not None
         interval, document = static_interval(self.pattern, True), Document(0, tokens, 0, tokens)
-        allowed = candidate_blocks(choice, interval, document, slice(0, tokens), causal=True, device=q.device)[at[0]]
+        allowed = candidate_blocks(choice, interval, document, at[0], causal=True, device=q.device)
         return mass * allowed, allowed.expand(heads, -1, -1)
 
 

@@ -15,8 +15,7 @@ from .pattern_option import read_pattern
 from .plan_answer import USUAL_SHARE, Question, print_as_json, print_one, print_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from ..patterns import Pattern
     from ..planner import Fit, Gpu, Model
 
 DEFAULT_GPU = "a100-80gb"
@@ -128,8 +127,10 @@ def plan(
     card = _card(gpu, gpu_memory)
     used = card if gpu_memory is None else card.with_memory(gpu_memory)
     question = Question(used, gpus, context, batch, weights, kv, utilization, accounting)
-    sparse = _sparse(pattern, full_layers, accounting)
-    resolved = [sparse(name_of(source), resolve(source, assume=assume, download=download)) for source in models]
+    chosen, stay = _asked(pattern, full_layers, accounting)
+    resolved = [(name_of(source), resolve(source, assume=assume, download=download)) for source in models]
+    if chosen is not None:
+        resolved = [_through(name, model, chosen, stay) for name, model in resolved]
     answers = [
         (name, model, _ask(source, question, model, len(models)))
         for source, (name, model) in zip(models, resolved, strict=True)
@@ -153,31 +154,31 @@ def plan(
 plan.__doc__ = f"{plan.__doc__}\n\n{EXAMPLES}"
 
 
-def _sparse(pattern: str | None, full_layers: str | None, accounting: str) -> Callable[[str, Model], tuple[str, Model]]:
-    """Puts a pattern on a model's full layers, and its text beside the model's name."""
+def _asked(pattern: str | None, full_layers: str | None, accounting: str) -> tuple[Pattern | None, frozenset[int]]:
+    """The pattern that full layers are to attend through, and those that stay full."""
     stay = layer_numbers(full_layers)
     if pattern is None:
         if stay:
             raise ValueError("--full-layers names layers that stay full beside a pattern, but no --pattern was given")
-        return lambda name, model: (name, model)
+        return None, stay
     if accounting != "exact":
         raise ValueError(
             f"--accounting {accounting} counts what that engine allocates, and it knows no --pattern: leave one out"
         )
-    chosen = read_pattern(pattern)
+    return read_pattern(pattern), stay
 
-    def through(name: str, model: Model) -> tuple[str, Model]:
-        from ..planner import with_pattern
 
-        full = {layer.index for layer in model.layers if layer.kind == "full"}
-        if outside := sorted(stay - full):
-            raise ValueError(f"--full-layers names layers {outside}, but {name} has no full attention there")
-        if not full - stay:
-            raise ValueError(f"--pattern: {name} has no layer with full attention left to attend through it")
-        layers = f"{len(full - stay)} of {len(model.layers)} layers"
-        return f"{name} through {chosen!r} in {layers}", with_pattern(model, chosen, layers=full - stay)
+def _through(name: str, model: Model, pattern: Pattern, stay: frozenset[int]) -> tuple[str, Model]:
+    """The model with a pattern on its full layers but those that stay, and its name with the pattern's text beside it."""
+    from ..planner import with_pattern
 
-    return through
+    full = {layer.index for layer in model.layers if layer.kind == "full"}
+    if outside := sorted(stay - full):
+        raise ValueError(f"--full-layers names layers {outside}, but {name} has no full attention there")
+    if not full - stay:
+        raise ValueError(f"--pattern: {name} has no layer with full attention left to attend through it")
+    layers = f"{len(full - stay)} of {len(model.layers)} layers"
+    return f"{name} through {pattern!r} in {layers}", with_pattern(model, pattern, layers=full - stay)
 
 
 def _card(name: str | None, given: int | None) -> Gpu:

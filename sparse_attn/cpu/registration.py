@@ -4,33 +4,17 @@ Patterns travel as their text and boundaries as integer tensors, as to the GPU k
 here.
 """
 
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..patterns import parse
+from ..patterns.parse import parse_heads
 from .anchor_scan import scan_backward, scan_forward
 from .backward import backward
 from .forward import Inputs, Sums, forward
-from .schedule import PatternSchedule
+from .schedule import assignments
 from .tiles import Assignment
-
-Bounds = tuple[int, ...] | None
-
-
-@lru_cache(maxsize=32)
-def _assignments(
-    patterns: str, n_queries: int, n_keys: int, causal: bool, bounds_q: Bounds, bounds_k: Bounds
-) -> tuple[Assignment, ...]:
-    schedules = [
-        PatternSchedule(parse(text), n_queries, n_keys, causal=causal, cu_seqlens_q=bounds_q, cu_seqlens_k=bounds_k)
-        for text in patterns.split("\n")
-    ]
-    if len(schedules) == 1:
-        return (Assignment(schedules[0]),)
-    return tuple(Assignment(schedule, heads=slice(head, head + 1)) for head, schedule in enumerate(schedules))
 
 
 def _parts(
@@ -38,8 +22,8 @@ def _parts(
     cu_seqlens_k: Tensor | None, patterns: str, causal: bool, scale: float,
 ) -> tuple[Inputs, tuple[Assignment, ...]]:  # fmt: skip
     bounds = [None if x is None else tuple(x.tolist()) for x in (cu_seqlens_q, cu_seqlens_k)]
-    return Inputs(q, k, v, extra_k, extra_v, scale), _assignments(
-        patterns, q.shape[1], k.shape[1], causal, bounds[0], bounds[1]
+    return Inputs(q, k, v, extra_k, extra_v, scale), assignments(
+        parse_heads(patterns), q.shape[1], k.shape[1], causal, bounds[0], bounds[1]
     )
 
 

@@ -6,9 +6,9 @@ merge by their LSE. A key that an earlier part names is masked in the later ones
 rows) are cut out of the regular runs, so that their long interval is read for them alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..patterns import Layout, Pattern
 from ..patterns.documents import Document
 from ..patterns.parts import BlockList, Columns, DilatedPass, span_bounds
-from .tiles import EXTRA, Piece, RowBlock
+from .tiles import EXTRA, Assignment, Piece, RowBlock
 
 ROWS = 256  # query rows of a block: masked edges waste half of it, and a matrix product wants many
 KEYS = 4096  # keys of a dilated piece: bounds its mask
@@ -52,6 +52,28 @@ class PatternSchedule:
             yield from walk.row_blocks()
             first_block += -(-document.n_queries // ROWS)
             extra_row += 0 if anchors is None else -(-document.n_keys // anchors.block)
+
+
+Bounds = tuple[int, ...] | None
+
+
+def assignments(
+    patterns: Sequence[Pattern], n_queries: int, n_keys: int, causal: bool, cu_seqlens_q: Bounds, cu_seqlens_k: Bounds
+) -> tuple[Assignment, ...]:
+    """The schedules of one pattern for all KV heads, or of one for each."""
+    schedules = [_schedule(pattern, n_queries, n_keys, causal, cu_seqlens_q, cu_seqlens_k) for pattern in patterns]
+    if len(schedules) == 1:
+        return (Assignment(schedules[0]),)
+    return tuple(Assignment(schedule, heads=slice(head, head + 1)) for head, schedule in enumerate(schedules))
+
+
+@lru_cache(maxsize=32)  # the layers of a model ask for the same few layouts, at every token that it decodes
+def _schedule(
+    pattern: Pattern, n_queries: int, n_keys: int, causal: bool, cu_seqlens_q: Bounds, cu_seqlens_k: Bounds
+) -> PatternSchedule:
+    return PatternSchedule(
+        pattern, n_queries, n_keys, causal=causal, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k
+    )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What an attention layer is made from: one sentence for each argument that it cannot be."""
 
 from math import inf
+from typing import TypeGuard
 
 from ..ops.check_sizes import check_size
 from ..ops.implementations import IMPLEMENTATIONS
@@ -29,9 +30,9 @@ def check_options(
         )
     if not isinstance(causal, bool):
         raise ValueError(f"causal must be True or False, got {causal!r}")
-    if theta is not None and not (_is_number(theta) and 0.0 < theta < inf):  # type: ignore[operator]
+    if theta is not None and not (is_number(theta) and 0.0 < theta < inf):
         raise ValueError(f"rope_theta must be a positive number or None, got {theta!r}")
-    if not (_is_number(fraction) and 0.0 <= fraction <= 1.0):  # type: ignore[operator]
+    if not (is_number(fraction) and 0.0 <= fraction <= 1.0):
         raise ValueError(f"rope_fraction must lie between 0 and 1, got {fraction!r}")
     if pooling not in ("learned", "mean"):
         raise ValueError(f"pooling must be 'learned' or 'mean', got {pooling!r}")
@@ -39,5 +40,5 @@ def check_options(
         raise ValueError(f"implementation must be None or one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}")
 
 
-def _is_number(x: object) -> bool:
+def is_number(x: object) -> TypeGuard[int | float]:
     return isinstance(x, int | float) and not isinstance(x, bool)

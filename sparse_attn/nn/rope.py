@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .check_layer import is_number
+
 
 def rotate(
     x: Float[Tensor, "*B T H D"], positions: Int[Tensor, " T"], theta: float, *, dims: int | None = None
@@ -27,7 +29,7 @@ def rotate(
     if x.dim() < 3 or positions.shape != x.shape[-3:-2]:
         raise ValueError(f"positions must have shape (T,) for x of shape (..., T, H, D), got {tuple(positions.shape)} and "
                          f"{tuple(x.shape)}")  # fmt: skip
-    if isinstance(theta, bool) or not isinstance(theta, int | float) or not theta > 0:
+    if not (is_number(theta) and theta > 0):
         raise ValueError(f"theta must be a positive number, got {theta!r}")
     if isinstance(dims, bool) or not isinstance(dims, int):
         raise ValueError(f"dims must be an even number up to the head dim {x.shape[-1]}, got {dims!r}")

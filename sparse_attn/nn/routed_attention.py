@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..patterns import Pattern
 from .attention import Cache, SparseSelfAttention
+from .check_layer import is_number
 from .router import Route, Router
 
 
@@ -55,8 +56,7 @@ class RoutedSelfAttention(SparseSelfAttention):
         super().__init__(dim, heads, pattern, **options)
         if not self.causal:
             raise ValueError("causal must be True: a router reads the first token of each run of queries")
-        number = isinstance(target, int | float) and not isinstance(target, bool)
-        if target is not None and not (number and 0 <= target < inf):
+        if target is not None and not (is_number(target) and 0 <= target < inf):
             raise ValueError(f"target must be a number of keys from 0 on, or None, got {target!r}")
         self.router = Router(dim, self.kv_heads, pattern, budgets=budgets, block=run)
         self.target = target

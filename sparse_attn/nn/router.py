@@ -18,6 +18,7 @@ from ..ops.check_sizes import check_size
 from ..ops.selected_pairs import selected_pairs
 from ..patterns import Pattern, TopBlocks
 from ..patterns.chosen import split_choice
+from .check_layer import is_number
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +123,7 @@ class Router(nn.Module):
                 f"pattern must have a static term, such as Window(512), that is always read, got {pattern!r}"
             )
         check_size("block", block)
-        if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < inf:
+        if not (is_number(temperature) and 0 < temperature < inf):
             raise ValueError(f"temperature must be a positive number, got {temperature!r}")
         counts = _counts(budgets, choice.term)
         self.pattern, self.kv_heads, self.block, self.temperature = pattern, kv_heads, block, temperature

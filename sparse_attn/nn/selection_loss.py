@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..ops.select_blocks import candidate_blocks, static_interval
+from ..ops.select_blocks import candidate_blocks, static_interval, wide
 from ..patterns import Pattern, TopBlocks
 from ..patterns.chosen import split_choice
 from ..patterns.documents import Document
@@ -42,8 +42,7 @@ def selection_loss(
         NotImplementedError: rows > 1, whose candidates are a tile's, later than some of its queries.
 
     Gradients flow to q and `compressed` (and through it to k and the pooling). Logits and weights are float32, inside
-    autocast too, as where blocks are chosen. Cost: B * Q * T * Hq * D multiply-adds; memory: B * Hq * Q * T numbers, and
-    T * T / block truth values for the candidates.
+    autocast too, as where blocks are chosen. Cost: B * Q * T * Hq * D multiply-adds; memory: B * Hq * Q * T numbers.
     Source: DeepSeek-AI 2025, arXiv:2512.02556 (indexer); Gao et al. 2024, arXiv:2410.13276.
     """
     choice = split_choice(pattern)
@@ -62,10 +61,10 @@ def selection_loss(
     at = at.long()
     scale, document = size**-0.5 if scale is None else scale, Document(0, tokens, 0, tokens)
     with torch.autocast(q.device.type, enabled=False):
-        some = _wide(q.gather(1, at[:, :, None, None].expand(-1, -1, heads, size))) * scale
+        some = wide(q.gather(1, at[:, :, None, None].expand(-1, -1, heads, size))) * scale
         allowed = candidate_blocks(
-            choice, static_interval(pattern, True), document, slice(0, tokens), causal=True, device=q.device
-        )[at][:, None]
+            choice, static_interval(pattern, True), document, at.flatten(), causal=True, device=q.device
+        ).view(batch, 1, -1, blocks)
         with torch.no_grad():
             later = torch.arange(tokens, device=q.device) > at[:, None, :, None]
             mass = _logits(some, k).masked_fill(later, float("-inf")).softmax(-1)
@@ -84,13 +83,9 @@ def _check_positions(at: Tensor, batch: int, tokens: int) -> None:
         raise ValueError(f"at must hold positions from 0 to {tokens - 1}, got {int(at.min())} to {int(at.max())}")
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def _logits(q: Float[Tensor, "B Q Hq D"], keys: Float[Tensor, "B N Hkv D"]) -> Float[Tensor, "B Hq Q N"]:
     """Heads of a group beside each other, so that keys are not repeated."""
     kv_heads = keys.shape[2]
     grouped = q.transpose(1, 2).unflatten(1, (kv_heads, -1)).flatten(2, 3)
-    logits = grouped @ _wide(keys).permute(0, 2, 3, 1)
+    logits = grouped @ wide(keys).permute(0, 2, 3, 1)
     return logits.unflatten(2, (-1, q.shape[1])).flatten(1, 2)

@@ -8,10 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..ops.anchors import pool_blocks
-from ..ops.check_sizes import check_size
 from ..ops.compressed_attention import compressed_attention
 from ..patterns import Pattern, TopBlocks
 from ..patterns.chosen import split_choice
+from .check_layer import check_shapes
 
 
 class BlockSelector(nn.Module):
@@ -52,10 +52,7 @@ class BlockSelector(nn.Module):
 
     def __init__(self, dim: int, heads: int, kv_heads: int, head_dim: int, pattern: Pattern) -> None:
         super().__init__()
-        for name, size in (("dim", dim), ("heads", heads), ("kv_heads", kv_heads), ("head_dim", head_dim)):
-            check_size(name, size)
-        if heads % kv_heads:
-            raise ValueError(f"heads must be a multiple of kv_heads {kv_heads}, got {heads}")
+        check_shapes(dim, heads, kv_heads, head_dim)
         choice = split_choice(pattern) if isinstance(pattern, Pattern) else None
         if choice is None or not isinstance(choice.term, TopBlocks):
             raise ValueError(f"pattern must have a TopBlocks term, which says what is chosen, got {pattern!r}")

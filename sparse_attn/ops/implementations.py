@@ -1,19 +1,14 @@
 """What carries a checked call out: the implementations by name, which one serves a device, and how their passes join."""
 
 from collections.abc import Callable
-from functools import lru_cache, partial
-from typing import TYPE_CHECKING
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..patterns import Pattern
 from ..patterns.documents import split_documents
 from .check_attention import Call
 from .merge import merge
-
-if TYPE_CHECKING:
-    from ..cpu import PatternSchedule
 
 Run = Callable[[Call], tuple[Tensor, Tensor]]
 
@@ -118,7 +113,7 @@ def _reference_selected(call: Call) -> tuple[Tensor, Tensor]:
 
 
 def _cpu(call: Call) -> tuple[Tensor, Tensor]:
-    from ..cpu import Assignment, tile_attention
+    from ..cpu import assignments, tile_attention
 
     if torch.compiler.is_compiling():
         from ..cpu.registration import cpu_attention
@@ -127,19 +122,11 @@ def _cpu(call: Call) -> tuple[Tensor, Tensor]:
         text = "\n".join([pattern.text for pattern in call.patterns])
         found = cpu_attention(call.q, call.k, call.v, *extra, *_boundary_tensors(call), text, call.causal, call.scale)
         return found[0], found[1]
-    bounds = call.bounds
-    schedules = [
-        _schedule(pattern, call.q.shape[1], call.k.shape[1], call.causal, *bounds) for pattern in call.patterns
-    ]
-    if len(schedules) == 1:
-        assignments = [Assignment(schedules[0])]
-    else:
-        assignments = [Assignment(schedule, heads=slice(head, head + 1)) for head, schedule in enumerate(schedules)]
     return tile_attention(
         call.q,
         call.k,
         call.v,
-        assignments,
+        assignments(call.patterns, call.q.shape[1], call.k.shape[1], call.causal, *call.bounds),
         scale=call.scale,
         extra_k=None if call.extra_k is None else call.extra_k.flatten(1, 2),
         extra_v=None if call.extra_v is None else call.extra_v.flatten(1, 2),
@@ -160,22 +147,6 @@ def _cpu_selected(call: Call) -> tuple[Tensor, Tensor]:
         scale=call.scale,
         cu_seqlens_q=call.bounds[0],
         cu_seqlens_k=call.bounds[1],
-    )
-
-
-@lru_cache(maxsize=32)  # the layers of a model ask for the same few layouts, at every token that it decodes
-def _schedule(
-    pattern: Pattern,
-    n_queries: int,
-    n_keys: int,
-    causal: bool,
-    cu_seqlens_q: tuple[int, ...] | None,
-    cu_seqlens_k: tuple[int, ...] | None,
-) -> "PatternSchedule":
-    from ..cpu import PatternSchedule
-
-    return PatternSchedule(
-        pattern, n_queries, n_keys, causal=causal, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k
     )
 
 

@@ -158,7 +158,7 @@ def _choose_blocks(
             if compressed is None:
                 keys = _block_features(k[:, document.k_start : document.k_stop], choice.term.block, score)
             else:
-                keys = _wide(compressed[:, first_block : first_block + n_blocks])
+                keys = wide(compressed[:, first_block : first_block + n_blocks])
             queries = _tile_features(q, document, choice.term.rows, heads, score)
             keys = keys.repeat_interleave(heads // k.shape[2], 2)
             own = selected[:, first_tile : first_tile + tiles]
@@ -178,11 +178,18 @@ def _choose_blocks(
 
 
 def candidate_blocks(
-    choice: Choice, interval: Interval | None, document: Document, part: slice, *, causal: bool, device: torch.device
+    choice: Choice,
+    interval: Interval | None,
+    document: Document,
+    part: slice | Int[Tensor, " tiles"],
+    *,
+    causal: bool,
+    device: torch.device,
 ) -> Bool[Tensor, "tiles blocks"]:
-    """Which blocks of a document each of its tiles may choose; see `select_blocks`."""
+    """Which blocks of a document each of its tiles may choose, of a run of tiles or of any; see `select_blocks`."""
     block, rows, n_keys = choice.term.block, choice.term.rows, document.n_keys
-    first = (document.first_position // rows + torch.arange(part.start, part.stop, device=device)) * rows
+    tiles = torch.arange(part.start, part.stop, device=device) if isinstance(part, slice) else part
+    first = (document.first_position // rows + tiles) * rows
     last = (first + rows - 1).clamp(max=n_keys - 1)
     key_first = torch.arange(-(-n_keys // block), device=device) * block
     key_stop = (key_first + block).clamp(max=n_keys)
@@ -307,7 +314,7 @@ def static_interval(pattern: Pattern, causal: bool) -> Interval | None:
     return None if choice is None or choice.static is None else Groups(choice.static, causal).interval
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+from functools import lru_cache
 
 from . import chosen, covering, hashed, terms
 from .pattern import Pattern
@@ -124,3 +125,13 @@ def _term(node: ast.Call, name: str, text: str) -> Pattern:
         return term(*args, **options)
     except ValueError as error:
         raise ValueError(f"pattern text {text!r}: {error}") from None
+
+
+@lru_cache(maxsize=64)
+def parse_heads(text: str) -> tuple[Pattern, ...]:
+    """The patterns of a text with a line each, as operators of PyTorch take them: one for all KV heads, or one a head.
+
+    >>> parse_heads("window(8)\\nsinks(4)")
+    (window(8), sinks(4))
+    """
+    return tuple(map(parse, text.split("\n")))

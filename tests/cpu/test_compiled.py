@@ -1,17 +1,12 @@
 """Compiled regions take the CPU path as one operator: no graph break, and eager's bits in results and gradients."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from sparse_attn.cpu.anchor_scan import scan_blocks
 from sparse_attn.cpu.registration import cpu_anchor_scan, cpu_attention
+from tests.apart import run_apart
 
-# In a process of its own: the checks of signatures that tests run under are Python that a compiler does not read.
 COMPILED = """
 import torch
 from sparse_attn import Anchors, AnchorTree, Sinks, Window, attention, parse
@@ -64,10 +59,7 @@ print("compiled")
 
 
 def test_compiled_whole_with_the_bits_of_eager() -> None:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", COMPILED], env=environment, capture_output=True, text=True
-    )
+    done = run_apart(COMPILED)
     assert done.stdout == "compiled\n", done.stderr
 
 

@@ -7,7 +7,6 @@ needs of both (the geometry and its tables) is made at the first call and kept; 
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from ...patterns import Pattern, parse
+from ...patterns.parse import parse_heads
 from .backward_columns import add_backward_columns
 from .backward_extra import backward_extra
 from .backward_keys import backward_keys
@@ -275,7 +274,7 @@ def _by_heads(
     """Runs of KV heads that share a pattern, with its geometry."""
     bounds = boundaries(cu_seqlens_q), boundaries(cu_seqlens_k)
     head = 0
-    for pattern, run in groupby(parsed(patterns)):
+    for pattern, run in groupby(parse_heads(patterns)):
         count = len(list(run))
         heads = slice(head, head + count) if "\n" in patterns else slice(0, k.shape[2])
         where = geometry(pattern, q.shape[1], k.shape[1], causal, *bounds)
@@ -288,11 +287,6 @@ def keep_if_captured(where: Geometry, q: Tensor) -> None:
     """Keep a geometry, and the tables that it has made, where a CUDA graph is being captured."""
     if q.is_cuda and torch.cuda.is_current_stream_capturing() and where not in _CAPTURED:
         _CAPTURED.append(where)
-
-
-@lru_cache(maxsize=64)
-def parsed(patterns: str) -> tuple[Pattern, ...]:
-    return tuple(map(parse, patterns.split("\n")))
 
 
 _BOUNDARIES: dict[int, tuple[Callable[[], Tensor | None], int, tuple[int, ...]]] = {}

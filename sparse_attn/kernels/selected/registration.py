@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from ...patterns.parse import parse_heads
 from ..attention.backward_rows import backward_rows
 from ..attention.launch import Inputs
 from ..attention.registration import (
@@ -19,7 +20,6 @@ from ..attention.registration import (
     forward_pass,
     keep_if_captured,
     on_device,
-    parsed,
 )
 from ..attention.tiles import row_major
 from .backward_blocks import backward_blocks
@@ -303,7 +303,7 @@ def _runs(
     group, shared = q.shape[2] // k.shape[2], selected.shape[2] // k.shape[2]
     most = most_keys(capability_of(q), q.shape[-1], q.dtype)
     chosen = _flat(selected)[0].to(torch.int32)
-    runs = [(pattern, len(list(run))) for pattern, run in groupby(parsed(patterns))]
+    runs = [(pattern, len(list(run))) for pattern, run in groupby(parse_heads(patterns))]
     ends = [0] if "\n" in patterns else [0, k.shape[2]]
     if "\n" in patterns:
         for _, count in runs:

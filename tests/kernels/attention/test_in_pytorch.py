@@ -1,9 +1,5 @@
 """The kernels as PyTorch's users meet them: compiled, under autocast, checkpointed, captured in a graph, off the default device."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +8,7 @@ from torch import Tensor
 
 import sparse_attn.kernels.attention  # noqa: F401  # registers the operators
 from sparse_attn import Anchors, Pattern, Sinks, Window, attention, parse
+from tests.apart import run_apart
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:invalid value encountered:RuntimeWarning",
@@ -87,10 +84,7 @@ print("compiled")
 
 
 def test_compiled_whole_and_once_for_all_lengths() -> None:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", COMPILED], env=environment, capture_output=True, text=True
-    )
+    done = run_apart(COMPILED)
     assert done.stdout == "compiled\n", done.stderr
 
 
