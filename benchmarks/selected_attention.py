@@ -3,7 +3,7 @@
     python benchmarks/selected_attention.py [--lengths 65536 131072] [--rows 64 1] [--out FILE]
 
 The pattern is window(512) | topblocks(32, block=64, rows=R), causal, bf16, 32 query heads, 8 KV heads, head dim 128. Which
-blocks are chosen is found by `select_blocks` inside the time; "parts" takes it apart. Output and gradients are compared with
+blocks are chosen is found by the library's own choice inside the time; "parts" takes it apart. Output and gradients are compared with
 masked attention in float32 on a short sequence, and sampled rows of the output at the full length. Milliseconds: median, 20th
 and 80th percentile. Dense attention is PyTorch's flash kernel, in the same process; its backward pass is timed up to 64K.
 """
@@ -28,6 +28,7 @@ from sparse_attn import parse
 from sparse_attn.kernels.attention import fused_attention
 from sparse_attn.kernels.selected import fused_selected_attention, fused_union_attention
 from sparse_attn.ops import select_blocks
+from sparse_attn.ops.select_blocks import choose_blocks
 
 HQ, HKV, D, WINDOW, BLOCK, K = 32, 8, 128, 512, 64, 32
 SCALE = D**-0.5
@@ -102,7 +103,7 @@ def measure(rows: int, n: int) -> dict[str, Any]:
 
     def select() -> Tensor:
         with torch.no_grad():
-            return select_blocks(q, k, pattern)
+            return choose_blocks(q, k, [pattern], causal=True)  # as `attention` does, which asks for no order
 
     def attend(selected: Tensor) -> Tensor:
         return fused_union_attention(q, k, v, selected, text, causal=True, scale=SCALE)[0]

@@ -128,6 +128,7 @@ class Router(nn.Module):
         counts = _counts(budgets, choice.term)
         self.pattern, self.kv_heads, self.block, self.temperature = pattern, kv_heads, block, temperature
         self.base: Pattern = reduce(or_, own)
+        self.base_with_anchors: Pattern = reduce(or_, [*own, *anchors])
         self.without_anchors: Pattern = reduce(or_, [*own, *(t for t in pattern.terms if split_choice(t) is not None)])
         self.r = anchors[0].extra_keys if anchors else 0
         self.options = [
@@ -195,8 +196,12 @@ class Router(nn.Module):
         extra: dict[str, Any] = {"extra_k": extra_k, "extra_v": extra_v}
 
         def read(chosen: Tensor, with_anchors: bool) -> Tensor:
-            pattern, beside = (self.pattern, extra) if with_anchors else (self.without_anchors, {})
-            out = attention(q, k, v, pattern, selected=chosen, **beside, **options)
+            beside = dict(extra) if with_anchors else {}
+            if chosen.shape[-1]:
+                pattern, beside["selected"] = self.pattern if with_anchors else self.without_anchors, chosen
+            else:  # an option of no blocks: one pass over the static terms
+                pattern = self.base_with_anchors if with_anchors else self.base
+            out = attention(q, k, v, pattern, **beside, **options)
             assert isinstance(out, Tensor)
             return out
 

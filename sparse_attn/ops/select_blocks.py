@@ -97,6 +97,7 @@ def select_blocks(
         score=score,
         compressed=compressed,
         per_query_head=per_query_head,
+        ordered=True,
     )
     return selected[0] if call.packed else selected
 
@@ -112,8 +113,12 @@ def choose_blocks(
     score: str = "mean",
     compressed: Float[Tensor, "B blocks Hkv D"] | None = None,
     per_query_head: bool = False,
+    ordered: bool = False,
 ) -> Int[Tensor, "B N H K"]:
-    """`select_blocks` for arguments that have been checked, with the queries already scaled."""
+    """`select_blocks` for arguments that have been checked, with the queries already scaled.
+
+    Attention asks for no order, and the GPU's kernel finds none: `ordered` puts the best block first there, too.
+    """
     with torch.autocast(q.device.type, enabled=False):  # scores are float32 inside autocast too
         return _choose_blocks(
             q,
@@ -124,6 +129,7 @@ def choose_blocks(
             score=score,
             compressed=compressed,
             per_query_head=per_query_head,
+            ordered=ordered,
         )
 
 
@@ -137,6 +143,7 @@ def _choose_blocks(
     score: str,
     compressed: Tensor | None,
     per_query_head: bool,
+    ordered: bool,
 ) -> Tensor:
     choice = same_choice(patterns)
     if isinstance(choice.term, Covering):
@@ -163,7 +170,7 @@ def _choose_blocks(
             keys = keys.repeat_interleave(heads // k.shape[2], 2)
             own = selected[:, first_tile : first_tile + tiles]
             if _fused(queries, n_blocks):
-                own.copy_(_select_fused(queries, keys, choice, intervals, document, width, causal))
+                own.copy_(_select_fused(queries, keys, choice, intervals, document, width, causal, ordered))
                 first_tile, first_block = first_tile + tiles, first_block + n_blocks
                 continue
             for part, scores in _scores(queries, keys):
@@ -242,7 +249,7 @@ def _fused(queries: Tensor, n_blocks: int) -> bool:
 
 def _select_fused(
     queries: Float[Tensor, "B tiles H F"], keys: Float[Tensor, "B blocks H F"], choice: Choice,
-    intervals: Sequence[Interval | None], document: Document, width: int, causal: bool,
+    intervals: Sequence[Interval | None], document: Document, width: int, causal: bool, ordered: bool,
 ) -> Int[Tensor, "B tiles H width"]:  # fmt: skip
     from ..kernels.selected import select_tiles
 
@@ -261,7 +268,7 @@ def _select_fused(
     def reach(tile: int) -> int:
         return min((first + tile - 1) * term.rows // term.block, n_blocks) if causal else n_blocks
 
-    return select_tiles(queries, keys, ranges, width, reach)
+    return select_tiles(queries, keys, ranges, width, reach, ordered=ordered)
 
 
 def best_blocks(

@@ -80,13 +80,16 @@ def select_kernel(
     )
 
 
-def select_tiles(queries: Tensor, keys: Tensor, ranges: Tensor, width: int, reach: Callable[[int], int]) -> Tensor:
-    """For each tile of queries the `width` blocks whose features score best, by number: int32 ``[B, tiles, H, width]``.
+def select_tiles(
+    queries: Tensor, keys: Tensor, ranges: Tensor, width: int, reach: Callable[[int], int], *, ordered: bool = False
+) -> Tensor:
+    """For each tile of queries the `width` blocks whose features score best: int32 ``[B, tiles, H, width]``.
 
     Args:
         queries, keys: Features in float32, ``[B, tiles, H, F]`` and ``[B, blocks, H, F]``; a score is their product.
         ranges: As `best_blocks` takes them.
         reach: Of the first so many tiles, the end of the blocks that any of them may choose.
+        ordered: The best block first; else the lowest number.
 
     Scores are held for some tiles at a time, 256 MiB of them.
     """
@@ -97,8 +100,16 @@ def select_tiles(queries: Tensor, keys: Tensor, ranges: Tensor, width: int, reac
     for start in range(0, n_tiles, step):
         part = slice(start, min(start + step, n_tiles))
         scores = queries[:, part].transpose(1, 2) @ by_block[..., : max(1, reach(part.stop))]
-        chosen[:, part] = best_blocks(scores, ranges[:, part], width).transpose(1, 2)
+        best = best_blocks(scores, ranges[:, part], width)
+        chosen[:, part] = (best_first(scores, best) if ordered else best).transpose(1, 2)
     return chosen
+
+
+def best_first(scores: Tensor, chosen: Tensor) -> Tensor:
+    """Chosen blocks by their scores, of equal ones (NaN is -inf) the lower number first; -1 stays behind them all."""
+    own = scores.gather(-1, chosen.long().clamp(min=0))
+    own = torch.where(torch.isnan(own) | (chosen < 0), float("-inf"), own)
+    return chosen.gather(-1, own.sort(dim=-1, descending=True, stable=True).indices)
 
 
 def best_blocks(scores: Tensor, ranges: Tensor, width: int) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparse_attn import parse
 from sparse_attn.kernels.selected import best_blocks
+from sparse_attn.kernels.selected.select import best_first
 from sparse_attn.ops import select_blocks
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::DeprecationWarning")
@@ -46,6 +47,13 @@ def test_best_blocks_are_those_that_sorting_finds(n_blocks: int, width: int, kin
         assert got.flatten(0, 2).tolist() == sorted_best(scores, ranges, width)
 
 
+def test_best_first_is_the_order_of_scores_then_of_numbers() -> None:
+    nan, low = math.nan, -math.inf
+    scores = torch.tensor([[[[1.0, 3.0, 0.0, -0.0, 3.0, nan, low, 9.0]]]])
+    chosen = torch.tensor([[[[0, 1, 2, 3, 4, 5, 6, -1, -1]]]], dtype=torch.int32)
+    assert best_first(scores, chosen).flatten().tolist() == [1, 4, 0, 2, 3, 5, 6, -1, -1]
+
+
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 def test_the_kernel_chooses_what_plain_torch_chooses(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("sparse_attn.ops.select_blocks")
@@ -58,7 +66,7 @@ def test_the_kernel_chooses_what_plain_torch_chooses(causal: bool, monkeypatch: 
         chosen = []
         for fused in (True, False):
             monkeypatch.setattr(module, "_fused", lambda *_, fused=fused: fused)
-            chosen.append(select_blocks(q, k, parse(text), causal=causal).sort(-1).values)
+            chosen.append(select_blocks(q, k, parse(text), causal=causal))  # in the same order, too
         assert torch.equal(*chosen)
 
 
