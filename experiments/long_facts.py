@@ -26,71 +26,40 @@ from typing import Any
 import torch
 from attention_cost import share
 from coarse_selector import faster, teach
+from fact_variants import (
+    BUDGET,
+    FIRST_FOR,
+    GATED,
+    LESSON,
+    ROUTED,
+    TARGET,
+    TAUGHT,
+    VARIANTS,
+    Sizes,
+    attention_layer,
+    pattern_at,
+    use,
+)
+from routed_spending import spending
 
 from sparse_attn.models import LanguageModel
-from sparse_attn.nn import SparseSelfAttention
-from sparse_attn.patterns import Anchors, TopBlocks, parse
+from sparse_attn.nn import budget_terms
+from sparse_attn.patterns import parse
 from sparse_attn.training import Batch, FactChains, Recipe, Trainer, accuracy
 
-WIDTH, LAYERS, HEADS, MLP = 384, 6, 6, 768
 FACTS = 16
+FAR = 0.36
 HOPS = (1, 2, 4)
 TURNS = (4, 1, 4, 2)  # hops of the documents, step by step, once a base has learned on HOPS in turn
-# At 16,384 tokens; on shorter documents windows and blocks shrink with the length, so that what lies beyond them is needed.
-VARIANTS = {
-    "dense": "full()",
-    "window": "window({w1024})",
-    "window + anchors": "window({w1024}) | anchors(64, block={b128})",
-    "window + TopBlocks": "window({w256}) | topblocks({k32}, block=16)",
-    "window + TopBlocks, gated": "window({w256}) | topblocks({k32}, block=16)",
-    "window + TopBlocks, taught": "window({w256}) | topblocks({k32}, block=16)",
-}
-# The others' TopBlocks choose by the mean of a block's keys, as attention() does.
-GATED = ("window + TopBlocks, gated", "window + TopBlocks, taught")
-TAUGHT = ("window + TopBlocks, taught",)
-LESSON = 0.1  # weight of what its selectors missed
-LONGEST = 16384
 SAME = ("base", "base_rate", "planned_stages", "first", "rate", "quick")  # a run of another recipe is another run
 QUICK = 20.0  # times the rate, for what only a variant has: it starts from nothing beside a base that is trained
+ADDED = (".selector.", ".anchors.", ".router.")
 
 
-def pattern_at(text: str, tokens: int) -> str:
-    share = tokens / LONGEST
-    return text.format(
-        w1024=max(16, int(1024 * share)), w256=max(16, int(256 * share)), b128=max(8, int(128 * share)),
-        k32=max(4, int(32 * share**0.5)),
-    )  # fmt: skip
-
-
-def use(model: LanguageModel, text: str) -> None:
-    """Let every layer see through another pattern with the same learned parts."""
-    pattern = parse(text)
-    for block in model.blocks:
-        layer = block.mixer
-        layer.pattern = pattern
-        for term in pattern.terms:
-            if isinstance(term, Anchors):
-                layer.anchors.block = term.block
-            if isinstance(term, TopBlocks) and layer.selector is not None:
-                layer.selector.pattern, layer.selector.block = pattern, term.block
-
-
-FAR = 0.36
-
-
-def model_of(pattern: str, seed: int, sizes: "Sizes") -> LanguageModel:
+def model_of(name: str, pattern: str, seed: int, sizes: Sizes) -> LanguageModel:
     torch.manual_seed(seed)
-    mixers = [
-        SparseSelfAttention(sizes.width, sizes.heads, parse(pattern), rope_theta=None) for _ in range(sizes.layers)
-    ]
+    mixers = [attention_layer(name, pattern, sizes) for _ in range(sizes.layers)]
     return LanguageModel(8192, sizes.width, mixers, kernel=4, mlp=sizes.mlp)
-
-
-class Sizes:
-    """Of the model; tiny ones try out the whole on a CPU."""
-
-    def __init__(self, tiny: bool) -> None:
-        self.width, self.layers, self.heads, self.mlp = (32, 2, 2, 32) if tiny else (WIDTH, LAYERS, HEADS, MLP)
 
 
 def tasks_of(tokens: int, batch: int) -> list[tuple[FactChains, int]]:
@@ -126,7 +95,7 @@ def main() -> None:
         "--stages", nargs="+", default=["1024x32x250", "4096x8x300", "16384x4x200"], help="of each variant"
     )
     parser.add_argument("--first", default="", help="a stage that the variants of --first-for begin with")
-    parser.add_argument("--first-for", nargs="*", default=["window + anchors"])
+    parser.add_argument("--first-for", nargs="*", default=list(FIRST_FOR))
     parser.add_argument("--rate", type=float, default=2.5e-4)
     parser.add_argument("--tests", type=float, default=1.0, help="share of the test documents")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing that would not end by then")
@@ -161,7 +130,7 @@ def main() -> None:
         wanted = {name: text for name, text in wanted.items() if (name, seed, pattern_at(text, longest)) not in names}
         if not wanted or left() < slowest:
             continue
-        base = model_of("full()", seed, sizes).to(device)
+        base = model_of("dense", "full()", seed, sizes).to(device)
         tasks, order = plan_of(base_stages[:1], HOPS)
         later, after = plan_of(base_stages[1:])
         tasks, order = tasks + later, order + [len(tasks) + task for task in after]
@@ -210,14 +179,7 @@ def main() -> None:
                 continue
             took = time.monotonic() - start
             slowest = max(slowest, took)
-            final = pattern_at(text, longest)
-            cost = share(
-                parse(final), longest, sizes.heads, sizes.heads, sizes.width // sizes.heads, gated=name in GATED
-            )
-            about_it = {"variant": name, "seed": seed, "pattern": final, "share_of_dense": round(cost, 4)}
-            if name in TAUGHT:
-                about_it["lesson"] = LESSON
-            line = about | about_it | line
+            line = about | priced(name, pattern_at(text, longest), longest, sizes, line) | {"seed": seed}
             line["seconds"] = round(took, 1)
             with args.out.open("a") as file:
                 file.write(json.dumps(line) + "\n")
@@ -233,21 +195,23 @@ def extended(
     keep: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The base goes on through its pattern, one trainer over all stages, and is tested."""
-    model = model_of(pattern_at(text, stages[-1][0]), seed, sizes)
-    if name not in GATED:
-        for block in model.blocks:
-            block.mixer.selector = None
+    model = model_of(name, pattern_at(text, stages[-1][0]), seed, sizes)
     selectors = faster(model)
     lesson = teach(model, selectors) if name in TAUGHT else None
+
+    def extra_loss(own: torch.nn.Module) -> torch.Tensor:
+        assert lesson is not None
+        taught = LESSON * lesson()
+        return taught + BUDGET * budget_terms(own) if name in ROUTED else taught
+
     model = model.to(device)
     model.load_state_dict(base.state_dict(), strict=False)  # what only this pattern has starts as it was made
     tasks, order = plan_of(stages)
     recipe = Recipe(len(order), rate, warmup=50, quick=QUICK, autocast=autocast)
-    added = (".selector.", ".anchors.")
-    extra_loss = None if lesson is None else lambda _: LESSON * lesson()
     trainer = Trainer(
-        model, tasks, recipe, order=order, quick=added, extra_loss=extra_loss, seed=1000 + seed, capture=capture
-    )
+        model, tasks, recipe, order=order, quick=ADDED, extra_loss=extra_loss if name in TAUGHT else None,
+        seed=1000 + seed, capture=capture,
+    )  # fmt: skip
     seconds, losses = [], []
     for tokens, _, steps in stages:
         start = time.monotonic()
@@ -261,8 +225,25 @@ def extended(
     if keep is not None:
         keep_weights(model, keep / f"{name}-{seed}.pt")
     seconds.append(round(time.monotonic() - begin, 1))
-    return {"weights": sum(p.numel() for p in model.parameters()), "captured": capture, "stages": stages,
+    line = {"weights": sum(p.numel() for p in model.parameters()), "captured": capture, "stages": stages,
             "stage_seconds": seconds, "losses": losses, "tests": found}  # fmt: skip
+    return line | {"spent": spending(model, tests, autocast)} if name in ROUTED else line
+
+
+def priced(name: str, pattern: str, tokens: int, sizes: Sizes, line: dict[str, Any]) -> dict[str, Any]:
+    """What a run says of its variant, with its share of dense FLOPs: a router's is what it spent, beside the most."""
+    about: dict[str, Any] = {"variant": name, "pattern": pattern}
+    heads = (sizes.heads, sizes.heads, sizes.head_dim)
+    options = len(line["spent"]["options"]) if name in ROUTED else 0
+    most = share(parse(pattern), tokens, *heads, gated=name in GATED, options=options)
+    about["share_of_dense"] = round(most, 4)
+    if name in TAUGHT:
+        about["lesson"] = LESSON
+    if name in ROUTED:
+        pairs = line["spent"]["pairs"]
+        own = share(parse(pattern), tokens, *heads, gated=name in GATED, options=options, pairs=pairs)
+        about |= {"budget": BUDGET, "target": TARGET, "most_of_dense": round(most, 4), "share_of_dense": round(own, 4)}
+    return about | line
 
 
 def keep_weights(model: LanguageModel, path: Path) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 from coarse_selector import CoarseSelector
-from long_facts import FACTS, VARIANTS, Sizes, model_of, pattern_at, use
+from fact_variants import VARIANTS, Sizes, pattern_at, use
+from long_facts import FACTS, model_of
 from torch import Tensor
 
 from sparse_attn.models import LanguageModel
@@ -97,7 +98,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     variant, seed = args.weights.stem.rsplit("-", 1)
     text, sizes = pattern_at(VARIANTS[variant], args.tokens), Sizes(args.tiny)
-    model = model_of(text, 0, sizes)
+    model = model_of(variant, text, 0, sizes)
     model.load_state_dict(torch.load(args.weights, map_location="cpu"))
     model, selectors = model.to(device).eval(), observed(model)
     use(model, text)
