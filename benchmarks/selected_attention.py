@@ -2,10 +2,10 @@
 
     python benchmarks/selected_attention.py [--lengths 65536 131072] [--rows 64 1] [--out FILE]
 
-The pattern is window(512) | topblocks(32, block=64, rows=R), causal, bf16, 32 query heads, 8 KV heads, head dim 128. Which
-blocks are chosen is found by the library's own choice inside the time; "parts" takes it apart. Output and gradients are compared with
-masked attention in float32 on a short sequence, and sampled rows of the output at the full length. Milliseconds: median, 20th
-and 80th percentile. Dense attention is PyTorch's flash kernel, in the same process; its backward pass is timed up to 64K.
+The pattern is window(512) | topblocks(32, block=64, rows=R), causal, bf16, 32 query heads, 8 KV heads, head dim 128. The time
+includes the choice of blocks, as `attention` makes it; "parts" takes it apart. Output and gradients are compared with masked
+attention in float32 on a short sequence, and sampled rows of the output at the full length. Milliseconds: median, 20th and
+80th percentile. Dense attention is PyTorch's flash kernel, in the same process; its backward pass is timed up to 64K.
 """
 
 import argparse
