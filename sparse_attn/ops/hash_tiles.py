@@ -40,12 +40,12 @@ def key_order(buckets: Int[Tensor, "rounds B Hkv S"], n_buckets: int) -> Order:
 
 
 class Reach(NamedTuple):
-    """What each query sees of its bucket in each round: the keys of ranks `lowest` to `count` - 1."""
+    """What each query sees of its bucket in each round: the keys of ranks `lowest` to `seen` - 1."""
 
     buckets: Int[Tensor, "rounds B Hq T"]
     starts: Int[Tensor, "rounds B Hq T"]  # where the bucket begins in the order of keys
     lowest: Int[Tensor, "rounds B Hq T"]
-    count: Int[Tensor, "rounds B Hq T"]
+    seen: Int[Tensor, "rounds B Hq T"]
 
 
 def reach_of(q_buckets: Int[Tensor, "rounds B Hq T"], order: Order, i: Int[Tensor, " T"], chunk: int) -> Reach:
@@ -79,15 +79,14 @@ def most_tiles(n_queries: int, n_keys: int, term: Hashed, rows: int) -> int:
 
 def tiles_of(reach: Reach, order: Order, term: Hashed, number: int) -> Tiles:
     """The tiles of one round."""
-    buckets, starts, lowest, count = (part[number] for part in reach)
+    buckets, starts, lowest, seen = (part[number] for part in reach)
     n_queries, n_keys, device = buckets.shape[-1], order.keys.shape[-1], buckets.device
     rows = min(term.chunk, n_queries)
     n_tiles = most_tiles(n_queries, n_keys, term, rows)
     position = torch.arange(n_queries, device=device)
     by_bucket = (buckets * n_queries + position).sort(-1).indices
-    chunk = (count - 1).clamp(
-        min=0
-    ) // term.chunk  # grows with the position inside a bucket: its queries are sorted by it, too
+    # Grows with the position inside a bucket: the order by bucket and position is one by chunk, too.
+    chunk = (seen - 1).clamp(min=0) // term.chunk
     group = (buckets * (n_keys // term.chunk + 1) + chunk).gather(-1, by_bucket)
     begins = torch.cat([torch.ones_like(group[..., :1]), group[..., 1:] != group[..., :-1]], -1).bool()
     inside = position - torch.where(begins, position, 0).cummax(-1).values
@@ -114,7 +113,7 @@ def kept(tiles: Tiles, reach: Reach, order: Order, number: int) -> Bool[Tensor, 
         return x.gather(-1, tiles.keys.flatten(-2)).view_as(tiles.keys)[..., None, :]
 
     rank = (tiles.lowest[..., None] + torch.arange(tiles.keys.shape[-1], device=tiles.keys.device))[..., None, :]
-    keep = (rank < of_queries(reach.count[number])) & tiles.filled[..., None]
+    keep = (rank < of_queries(reach.seen[number])) & tiles.filled[..., None]
     for earlier in range(number):
         again = of_keys(order.buckets[earlier]) == of_queries(reach.buckets[earlier])
         again &= of_keys(order.ranks[earlier]) >= of_queries(reach.lowest[earlier])

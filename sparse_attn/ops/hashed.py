@@ -160,7 +160,7 @@ def _attend(
         assert own is not None
         heads = slice(place * per_pattern, (place + 1) * per_pattern)
         at, keys = i[tiles.queries[:, heads]][..., None], tiles.keys[:, heads, :, None]
-        keep[:, heads] &= _not_named(own, at, keys, k.shape[1])
+        _leave_named(keep[:, heads], own, at, keys, k.shape[1])
     batch = torch.arange(q.shape[0], device=q.device)[:, None, None, None]
     head = torch.arange(q.shape[2], device=q.device)[:, None, None]
     # Indexing, whose gradient adds up in a fixed order on every device; index_select's would not on a GPU.
@@ -168,23 +168,27 @@ def _attend(
     own_k, own_v = (x[batch, tiles.keys, head * k.shape[2] // q.shape[2]] for x in (k, v))
     empty = ~keep.any(-1, keepdim=True)
     with torch.autocast(q.device.type, enabled=False):  # sums are held in float32 inside autocast too
-        logits = own_q @ own_k.transpose(-1, -2)  # [B, Hq, tiles, rows, keys]
-        # A row with no keys gets logits 0 for the moment, so that neither it nor its gradient turns into NaN.
-        logits = logits.masked_fill(~keep, -math.inf).masked_fill(empty, 0.0)
-        out = (logits.softmax(-1) @ own_v).masked_fill(empty, 0.0)
-    return out, logits.logsumexp(-1).masked_fill(empty[..., 0], -math.inf)
+        logits = (own_q @ own_k.transpose(-1, -2)).masked_fill(~keep, -math.inf)  # [B, Hq, tiles, rows, keys]
+        # A row with no keys has 0 for its largest logit and 1 for its sum, so that neither it nor its gradient turns into NaN.
+        top = logits.detach().amax(-1, keepdim=True).masked_fill(empty, 0.0)
+        weights = (logits - top).exp_()
+        total = weights.sum(-1, keepdim=True).masked_fill(empty, 1.0)
+        out = (weights @ own_v) / total
+    return out, (total.log() + top).masked_fill(empty, -math.inf)[..., 0]
 
 
-def _not_named(
-    rest: Rest, i: Int[Tensor, "B H tiles rows 1"], j: Int[Tensor, "B H tiles 1 keys"], n_keys: int
-) -> Bool[Tensor, "B H tiles rows keys"]:
-    """Keys inside the term's cut that no static term keeps."""
-    keep = torch.ones(torch.broadcast_shapes(i.shape, j.shape), dtype=torch.bool, device=j.device)
+def _leave_named(
+    keep: Bool[Tensor, "B H tiles rows keys"],
+    rest: Rest,
+    i: Int[Tensor, "B H tiles rows 1"],
+    j: Int[Tensor, "B H tiles 1 keys"],
+    n_keys: int,
+) -> None:
+    """Take out, in place, keys outside the term's cut and those that a static term keeps."""
     if rest.limit is not None:
         keep &= _rule(rest.limit, i, j, n_keys)
     for clause in () if rest.static is None else rest.static.terms:
         keep &= ~_rule(clause, i, j, n_keys)
-    return keep
 
 
 def _rule(clause: Pattern, i: Tensor, j: Tensor, n_keys: int) -> Tensor:
