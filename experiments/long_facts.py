@@ -49,6 +49,7 @@ from sparse_attn.training import Batch, FactChains, Recipe, Trainer, accuracy
 
 FACTS = 16
 FAR = 0.36
+TESTS = (("recall", 1, 1, 192), ("multi_query", 1, 16, 32), ("two_hops", 2, 8, 64), ("four_hops", 4, 4, 192))
 HOPS = (1, 2, 4)
 TURNS = (4, 1, 4, 2)  # hops of the documents, step by step, once a base has learned on HOPS in turn
 SAME = ("base", "base_rate", "planned_stages", "first", "rate", "quick")  # a run of another recipe is another run
@@ -71,9 +72,7 @@ def tests_of(tokens: int, share_of_documents: float, device: str) -> dict[str, B
     generator = torch.Generator(device).manual_seed(123456)
     found = {}
     for place, facts_in, part in (("far", FAR, 1.0), ("anywhere", 1.0, 0.5)):
-        for name, hops, questions, documents in (
-            ("recall", 1, 1, 192), ("multi_query", 1, 16, 32), ("two_hops", 2, 8, 64), ("four_hops", 4, 4, 192),
-        ):  # fmt: skip
+        for name, hops, questions, documents in TESTS:
             task = FactChains(tokens, hops, FACTS // hops, questions, facts_in=facts_in)
             found[f"{name}, {place}"] = task.draw(max(1, int(documents * part * share_of_documents)), generator)
     return found
