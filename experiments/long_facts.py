@@ -20,6 +20,9 @@ import gc
 import json
 import time
 import traceback
+from collections.abc import Callable
+from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +113,8 @@ def main() -> None:
     tests = tests_of(longest, args.tests, device)
     known = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     slowest = 0.0
-    about = {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "torch": torch.__version__,
-             "planned_stages": args.stages, "first": args.first, "quick": QUICK, "turns": TURNS,
+    about = {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "torch": str(torch.__version__),
+             "date": date.today().isoformat(), "planned_stages": args.stages, "first": args.first, "quick": QUICK, "turns": TURNS,
              "base": args.base, "base_rate": args.base_rate, "rate": args.rate,
              "width": sizes.width, "layers": sizes.layers, "heads": sizes.heads, "mlp": sizes.mlp, "tokens": longest}  # fmt: skip
 
@@ -154,7 +157,7 @@ def main() -> None:
             file.write(json.dumps(line) + "\n")
         del trainer
         if args.keep is not None:
-            keep_weights(base, args.keep / f"base-{seed}.pt")
+            keep_weights(base, args.keep / f"base-{seed}.pt", about)
         for name, text in wanted.items():
             if left() < slowest:
                 print(f"no time left for {name}, seed {seed}", flush=True)
@@ -164,11 +167,12 @@ def main() -> None:
             gc.collect()  # a trainer's graphs hold their memory
             if device == "cuda":
                 torch.cuda.empty_cache()
+            keep = args.keep and partial(keep_weights, path=args.keep / f"{name}-{seed}.pt", about=about)
             for capture in (True, False):  # what the other variants found must not be lost by one that fails
                 try:
                     own = [*parsed([args.first] if args.first and name in args.first_for else []), *stages]
                     line = extended(
-                        base, name, text, seed, own, sizes, args.rate, autocast, tests, device, capture, args.keep
+                        base, name, text, seed, own, sizes, args.rate, autocast, tests, device, capture, keep
                     )
                     break
                 except Exception as error:
@@ -191,7 +195,7 @@ def main() -> None:
 def extended(
     base: LanguageModel, name: str, text: str, seed: int, stages: list[tuple[int, ...]], sizes: Sizes, rate: float,
     autocast: torch.dtype | None, tests: dict[str, Batch], device: str, capture: bool,
-    keep: Path | None = None,
+    keep: Callable[[LanguageModel], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The base goes on through its pattern, one trainer over all stages, and is tested."""
     model = model_of(name, pattern_at(text, stages[-1][0]), seed, sizes)
@@ -222,7 +226,7 @@ def extended(
     model.eval()
     found = measured(model, tests, autocast)
     if keep is not None:
-        keep_weights(model, keep / f"{name}-{seed}.pt")
+        keep(model)
     seconds.append(round(time.monotonic() - begin, 1))
     line = {"weights": sum(p.numel() for p in model.parameters()), "captured": capture, "stages": stages,
             "stage_seconds": seconds, "losses": losses, "tests": found}  # fmt: skip
@@ -245,9 +249,10 @@ def priced(name: str, pattern: str, tokens: int, sizes: Sizes, line: dict[str, A
     return about | line
 
 
-def keep_weights(model: LanguageModel, path: Path) -> None:
-    """In half the room: enough to look at what was learned (`selection_ceiling.py`), not to go on from."""
-    torch.save({name: weight.half() for name, weight in model.state_dict().items()}, path)
+def keep_weights(model: LanguageModel, path: Path, about: dict[str, Any]) -> None:
+    """With their recipe, in half the room: enough to look at what was learned (`selection_ceiling.py`), not to go on from."""
+    weights = {name: weight.half() for name, weight in model.state_dict().items()}
+    torch.save({"about": about, "weights": weights}, path)
 
 
 def parsed(stages: list[str]) -> list[tuple[int, ...]]:

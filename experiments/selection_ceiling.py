@@ -9,21 +9,21 @@ choice can beat. Then the accuracy with the first and the last, all queries of a
 
 import argparse
 import json
+from datetime import date
 from pathlib import Path
 
 import torch
 from coarse_selector import CoarseSelector
 from fact_variants import VARIANTS, Sizes, pattern_at, use
-from long_facts import FACTS, model_of
+from long_facts import FACTS, SAME, model_of
 from torch import Tensor
 
 from sparse_attn.models import LanguageModel
 from sparse_attn.nn import BlockSelector
+from sparse_attn.nn.selection_loss import candidate_mass
 from sparse_attn.ops import select_blocks
 from sparse_attn.ops.anchors import pool_blocks
-from sparse_attn.ops.select_blocks import best_blocks, candidate_blocks, static_interval
-from sparse_attn.patterns.chosen import split_choice
-from sparse_attn.patterns.documents import Document
+from sparse_attn.ops.select_blocks import best_blocks
 from sparse_attn.training import Batch, FactChains, accuracy
 
 CHOICES = ("own", "best")
@@ -63,16 +63,8 @@ class Observed(CoarseSelector):
 
     def mass(self, q: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
         """``[B, H, Q, blocks]``: exact attention's mass in each candidate block, and which are candidates (alike in a batch)."""
-        tokens, heads, size = q.shape[1:]
-        some = q.gather(1, at[:, :, None, None].expand(-1, -1, heads, size)).transpose(1, 2) * size**-0.5
-        logits = some @ self._keys.permute(0, 2, 3, 1).to(some.dtype)
-        logits = logits.masked_fill(torch.arange(tokens, device=q.device) > at[:, None, :, None], float("-inf"))
-        mass = logits.float().softmax(-1).unflatten(-1, (-1, self.block)).sum(-1)
-        choice = split_choice(self.pattern)
-        assert choice is not None
-        interval, document = static_interval(self.pattern, True), Document(0, tokens, 0, tokens)
-        allowed = candidate_blocks(choice, interval, document, at[0], causal=True, device=q.device)
-        return mass * allowed, allowed.expand(heads, -1, -1)
+        mass, allowed = candidate_mass(q, self._keys, at, self.pattern, scale=q.shape[-1] ** -0.5)
+        return mass, allowed[0].expand(q.shape[2], -1, -1)
 
 
 def observed(model: LanguageModel) -> list[Observed]:
@@ -99,12 +91,17 @@ def main() -> None:
     variant, seed = args.weights.stem.rsplit("-", 1)
     text, sizes = pattern_at(VARIANTS[variant], args.tokens), Sizes(args.tiny)
     model = model_of(variant, text, 0, sizes)
-    model.load_state_dict(torch.load(args.weights, map_location="cpu"))
+    kept = torch.load(args.weights, map_location="cpu")
+    if "about" not in kept:
+        raise SystemExit(f"{args.weights} does not say how it was trained: train it anew with long_facts.py --keep")
+    model.load_state_dict(kept["weights"])
     model, selectors = model.to(device).eval(), observed(model)
     use(model, text)
     task = FactChains(args.tokens, args.hops, FACTS // args.hops, FACTS // args.hops)
     batch = task.draw(args.documents, torch.Generator(device).manual_seed(99))
-    line = {"variant": variant, "seed": int(seed), "pattern": text, "tokens": args.tokens, "hops": args.hops,
+    line = {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "torch": str(torch.__version__),
+            "date": date.today().isoformat(), **{key: kept["about"][key] for key in SAME},
+            "variant": variant, "seed": int(seed), "pattern": text, "tokens": args.tokens, "hops": args.hops,
             "documents": args.documents, "accuracy": {}}  # fmt: skip
     for choice in CHOICES:
         answers = []

@@ -1,7 +1,7 @@
 """What teaches a selector: at a few queries, its coarse weights against where exact attention would look."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..ops.select_blocks import candidate_blocks, static_interval, wide
@@ -59,19 +59,39 @@ def selection_loss(
         )
     _check_positions(at, batch, tokens)
     at = at.long()
-    scale, document = size**-0.5 if scale is None else scale, Document(0, tokens, 0, tokens)
+    scale = size**-0.5 if scale is None else scale
     with torch.autocast(q.device.type, enabled=False):
+        mass, allowed = candidate_mass(q, k, at, pattern, scale=scale)
+        total = mass.sum(-1, keepdim=True).clamp(min=1e-9)
         some = wide(q.gather(1, at[:, :, None, None].expand(-1, -1, heads, size))) * scale
-        allowed = candidate_blocks(
-            choice, static_interval(pattern, True), document, at.flatten(), causal=True, device=q.device
-        ).view(batch, 1, -1, blocks)
-        with torch.no_grad():
-            later = torch.arange(tokens, device=q.device) > at[:, None, :, None]
-            mass = _logits(some, k).masked_fill(later, float("-inf")).softmax(-1)
-            mass = torch.nn.functional.pad(mass, (0, -tokens % block)).unflatten(-1, (-1, block)).sum(-1) * allowed
-            total = mass.sum(-1, keepdim=True).clamp(min=1e-9)
         log_coarse = _logits(some, compressed).masked_fill(~allowed, -1e4).log_softmax(-1)
         return (torch.xlogy(mass, mass / total) - mass * log_coarse).sum(-1).mean()
+
+
+@torch.no_grad()
+def candidate_mass(
+    q: Float[Tensor, "B T Hq D"],
+    k: Float[Tensor, "B T Hkv D"],
+    at: Int[Tensor, "B Q"],
+    pattern: Pattern,
+    *,
+    scale: float,
+) -> tuple[Float[Tensor, "B Hq Q blocks"], Bool[Tensor, "B 1 Q blocks"]]:
+    """What exact attention of the queries `at` gives to each block that they may choose, and which blocks those are.
+
+    Arguments are those of `selection_loss`, checked; no gradient passes.
+    """
+    (batch, tokens, heads, size), choice = q.shape, split_choice(pattern)
+    assert choice is not None
+    block, document = choice.term.block, Document(0, tokens, 0, tokens)
+    allowed = candidate_blocks(
+        choice, static_interval(pattern, True), document, at.flatten(), causal=True, device=q.device
+    ).view(batch, 1, at.shape[1], -1)
+    with torch.autocast(q.device.type, enabled=False):
+        some = wide(q.gather(1, at[:, :, None, None].expand(-1, -1, heads, size))) * scale
+        later = torch.arange(tokens, device=q.device) > at[:, None, :, None]
+        mass = _logits(some, k).masked_fill(later, float("-inf")).softmax(-1)
+    return torch.nn.functional.pad(mass, (0, -tokens % block)).unflatten(-1, (-1, block)).sum(-1) * allowed, allowed
 
 
 def _check_positions(at: Tensor, batch: int, tokens: int) -> None:
