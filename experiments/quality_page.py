@@ -9,6 +9,7 @@ import argparse
 
 import matplotlib.pyplot as plt
 import quality_prose as prose
+from fact_variants import BUDGET, TARGET
 from quality_pictures import picture, recall_picture
 from quality_results import LETTERS, MISSING, ROOT, Group, Run, by_recipe, read
 from quality_summary import told
@@ -44,6 +45,8 @@ def page(recall_runs: list[Run], groups: list[Group], selection: list[Run]) -> s
         heads=about.get("heads"),
         mlp=about.get("mlp"),
         weights=about.get("weights", 0) / 1e6,
+        budget=BUDGET,
+        target=f"{TARGET:.0%}",
         recipes="\n".join(
             line for letter, found in zip(LETTERS, groups, strict=False) for line in recipe_text(letter, found)
         ),
@@ -108,10 +111,14 @@ the root of the length. TopBlocks chooses for every query by itself (rows=1), by
 pooling with a gated coarse attention (`nn.BlockSelector`, after arXiv:2502.11089); `taught` is `gated` with a further loss of
 weight 0.1 (`nn.selection_loss`, after arXiv:2512.02556 and arXiv:2410.13276): at the queries that are asked, the coarse weights
 imitate the mass that exact attention would give to each block. That costs training 16 dense rows a document, and nothing later.
-In recipe E half of the steps after the base's first stage take four hops, and anchors, which start from nothing, first have
-600 steps more on 64 documents of 256 tokens. Pooling, gates and anchors learn at 20 times the rate from recipe D on.
+`Router` is `taught` with a router (`nn.Router`) that gives each query and head none of the chosen blocks, a quarter or all, and a
+loss of weight {budget} on what it gives above {target} of them on average; its FLOPs are those that it spent on the tests. `Hashed`
+hashes queries and keys apart (`ops.hashed_attention`, after arXiv:2001.04451); `AnchorTree` is `nn.AnchorTreeKeys`.
+In recipe E half of the steps after the base's first stage take four hops, and what finds far facts by means that the base
+lacks (anchors, trees, hashing) first has 600 steps more on 64 documents of 256 tokens. Pooling, gates, anchors, trees and
+routers learn at 20 times the rate from recipe D on.
 FLOPs are those of attention at 16,384 tokens: kept pairs, extra keys, the choice of blocks, pooling and scan
-(`experiments/attention_cost.py`); projections and MLP, which all variants share, are left out.
+(`experiments/attention_cost.py`; of hashing the products with its directions, not the sorting); projections and MLP, which all variants share, are left out.
 Cells: mean over runs (least-most).
 
 {recipes}
