@@ -113,12 +113,13 @@ weight 0.1 (`nn.selection_loss`, after arXiv:2512.02556 and arXiv:2410.13276): a
 imitate the mass that exact attention would give to each block. That costs training 16 dense rows a document, and nothing later.
 `Router` is `taught` with a router (`nn.Router`) that gives each query and head none of the chosen blocks, a quarter or all, and a
 loss of weight {budget} on what it gives above {target} of them on average; its FLOPs are those that it spent on the tests. `Hashed`
-hashes queries and keys apart (`ops.hashed_attention`, after arXiv:2001.04451); `AnchorTree` is `nn.AnchorTreeKeys`.
+hashes queries and keys apart (after arXiv:2001.04451); `AnchorTree` is `nn.AnchorTreeKeys`.
 In recipe E half of the steps after the base's first stage take four hops, and what finds far facts by means that the base
 lacks (anchors, trees, hashing) first has 600 steps more on 64 documents of 256 tokens. Pooling, gates, anchors, trees and
 routers learn at 20 times the rate from recipe D on.
-FLOPs are those of attention at 16,384 tokens: kept pairs, extra keys, the choice of blocks, pooling and scan
-(`experiments/attention_cost.py`; of hashing the products with its directions, not the sorting); projections and MLP, which all variants share, are left out.
+FLOPs are those of attention at 16,384 tokens: kept pairs, extra keys, the choice of blocks, pooling and scan, products with the
+directions of hashes but not their sorting (`experiments/attention_cost.py`); projections and MLP, which all variants share, are
+left out.
 Cells: mean over runs (least-most).
 
 {recipes}
