@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from sparse_attn import Anchors, Full, Hashed, Pattern, Sinks, TopBlocks, Window, attention, merge, parse
-from sparse_attn.ops.hashed import hash_buckets
+from sparse_attn.ops.hashed import hash_buckets, hashed_attention
 from sparse_attn.patterns.hashed import split_hashed
 from sparse_attn.reference import hashed_mask
 from sparse_attn.testing import assert_within_budget
@@ -132,6 +133,18 @@ def test_a_bad_document_reaches_no_other() -> None:
     for start, stop in ((0, 12), (20, 30)):
         assert torch.equal(after[start:stop], before[start:stop])
         assert all(torch.isfinite(leaf.grad[start:stop]).all() for leaf in leaves.values())
+
+
+def test_no_shape_hangs_on_content() -> None:
+    """Tensors without content have no buckets to count: what would wait for one fails, as a CUDA graph would."""
+    pattern = Window(16) | Hashed(
+        2, 64, chunk=8, seed=90210
+    )  # a seed of its own: directions are kept, these without content
+    with FakeTensorMode():
+        q, k, v = (torch.empty(2, 300, 4, 8, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+        out, lse = hashed_attention(q, k, v, [pattern], scale=0.3)
+        (out.sum() + lse.sum()).backward()
+    assert (out.shape, lse.shape, q.grad.shape) == (q.shape, q.shape[:3], q.shape)
 
 
 def test_seeds_repeat_and_gradients_too() -> None:

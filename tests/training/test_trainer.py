@@ -8,7 +8,7 @@ import torch
 
 from sparse_attn.models import GatedConvolution, LanguageModel
 from sparse_attn.nn import RoutedSelfAttention, SparseSelfAttention, budget_terms
-from sparse_attn.patterns import TopBlocks, Window
+from sparse_attn.patterns import TopBlocks, Window, parse
 from sparse_attn.training import Batch, FactChains, MultiQueryRecall, Recipe, Trainer, accuracy
 
 TASK = MultiQueryRecall(16, 2, vocabulary=64)
@@ -242,10 +242,13 @@ def test_no_tasks_is_refused() -> None:
 
 
 @pytest.mark.gpu
-def test_captured_steps_are_the_ordinary_ones() -> None:
+@pytest.mark.parametrize(
+    "text", ["window(32)", "window(8) | anchortree(2, block=8)", "window(8) | hashed(2, 8, chunk=8)"]
+)
+def test_captured_steps_are_the_ordinary_ones(text: str) -> None:
     def losses(capture: bool) -> list[float]:
         torch.manual_seed(0)
-        mixers = [SparseSelfAttention(64, 1, Window(32), rope_theta=None) for _ in range(2)]
+        mixers = [SparseSelfAttention(64, 1, parse(text), rope_theta=None) for _ in range(2)]
         model = LanguageModel(512, 64, mixers, deviation=0.1).cuda()
         tasks = [(FactChains(64, hops, 4 // hops, 4, filler=15, vocabulary=512), 8) for hops in (1, 2)]
         return run(Trainer(model, tasks, Recipe(12, 1e-3, autocast=torch.bfloat16), seed=5, capture=capture), 12)
