@@ -99,7 +99,7 @@ class Trainer:
         self.generator = torch.Generator(device).manual_seed(seed)
         self.count = torch.zeros((), device=device)
         self.rate = torch.zeros((), device=device)
-        self.losses = torch.full((recipe.steps,), math.nan, device=device)
+        self._losses = torch.full((recipe.steps,), math.nan, device=device)
         self.quick_rate = torch.zeros((), device=device)
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
@@ -176,7 +176,7 @@ class Trainer:
         whole.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         self.optimizer.step()
-        self.losses.scatter_(0, self.count.long().view(1), loss.detach().view(1))
+        self._losses.scatter_(0, self.count.long().view(1), loss.detach().view(1))
         self.count += 1.0
 
     def _on_stream(self) -> AbstractContextManager[Any]:
@@ -190,9 +190,14 @@ class Trainer:
         if self.stream is not None:
             torch.cuda.current_stream(self.device).wait_stream(self.stream)
 
+    @property
+    def losses(self) -> Tensor:
+        """``[steps]``: the loss of each step so far, on the device, NaN for those to come; the caller's stream waits."""
+        self.wait()
+        return self._losses
+
     def recent_loss(self, steps: int = 50) -> float:
         """The mean loss of the last steps; waits for the device."""
-        self.wait()
         return float(self.losses[max(0, self.done - steps) : self.done].mean())
 
     def state(self) -> dict[str, Any]:
@@ -202,7 +207,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
-            "losses": self.losses.clone(),
+            "losses": self._losses.clone(),
             "done": self.done,
         }
 
@@ -219,7 +224,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate_of(group["quick"])
         self.generator.set_state(state["generator"].cpu())
-        self.losses.copy_(state["losses"])
+        self._losses.copy_(state["losses"])
         self.done = state["done"]
         self.count.fill_(float(self.done))
 
