@@ -1,10 +1,10 @@
 """Attention on a GPU: ours against PyTorch's dense and compiled sparse attention, checked first, in one process.
 
 For each shape the answer comes first: output and gradients on a shorter sequence against masked attention in float32,
-and sampled rows of the output at the shape itself. Then forward and backward passes are timed: medians, with the 20th and
-80th percentiles, of `triton.testing.do_bench`. TFLOP/s count kept pairs only, extra keys included and of random blocks the
-whole blocks: 4 * Hq * D * pairs forward, 2.5 times that backward. "overhead" is the peak of memory beyond inputs, outputs
-and gradients, as a share of them. flash-attn-4 runs where it is installed.
+and sampled rows of the output at the shape itself. Then forward and backward passes are timed, all implementations in
+turn: medians, with the 20th and 80th percentiles, of `triton.testing.do_bench`. TFLOP/s count kept pairs only, extra keys
+included and of random blocks the whole blocks: 4 * Hq * D * pairs forward, 2.5 times that backward. "overhead" is the peak
+of memory beyond inputs, outputs and gradients, as a share of them. flash-attn-4 runs where it is installed.
 """
 
 import math
@@ -31,6 +31,7 @@ attend: Callable[..., Any] = attention
 attend_dense: Callable[..., Any] = torch.nn.functional.scaled_dot_product_attention
 
 CHECKED_LENGTH = 3000
+ROUNDS = 3
 SAMPLED_ROWS = 32
 K = 1024
 
@@ -198,27 +199,56 @@ def overhead(shape: Shape) -> float:
 
 
 def measure(shape: Shape, peers: bool) -> dict[str, dict[str, list[float]]]:
-    """Milliseconds by implementation and pass: median, 20th and 80th percentile."""
+    """Milliseconds by implementation and pass: median, 20th and 80th percentile.
+
+    All take turns, `ROUNDS` times: a card that grows warm and slows down slows all of them.
+    """
     pattern = parse(shape.pattern)
     (q, k, v), extra = _inputs(shape, shape.T), _extra(shape, shape.T)
-    run = partial(attend, q, k, v, pattern, causal=shape.causal, **extra)
-    times = {"sparse-attn": _time(run, (q, k, v, *extra.values()), True)}
-    if not peers:
-        return times
+    own = partial(attend, q, k, v, pattern, causal=shape.causal, **extra)
+    runs: dict[str, tuple[Callable[[], Tensor], Any, bool]] = {"sparse-attn": (own, (q, k, v, *extra.values()), True)}
+    if peers:
+        runs |= _peers(shape, (q, k, v))
+    backward = {name: _backward(run, inputs) for name, (run, inputs, wanted) in runs.items() if wanted}
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in runs}
+    for _ in range(ROUNDS):
+        for name, (run, _, _) in runs.items():
+            with torch.no_grad():
+                found[name].setdefault("forward", []).extend(_timed(run))
+            if name in backward:
+                found[name].setdefault("backward", []).extend(_timed(backward[name]))
+    return {
+        name: {step: np.quantile(times, [0.5, 0.2, 0.8]).tolist() for step, times in steps.items()}
+        for name, steps in found.items()
+    }
+
+
+def _peers(shape: Shape, inputs: tuple[Any, ...]) -> dict[str, tuple[Callable[[], Tensor], Any, bool]]:
+    """By name: a call, what its gradients are of, and whether a backward pass is timed."""
+    runs: dict[str, tuple[Callable[[], Tensor], Any, bool]] = {}
     if shape.fa4 and (flash := _fa4(shape)) is not None:
-        times["flash-attn-4"] = _time(partial(flash, q, k, v), (q, k, v), True)
-    flipped: list[Any] = [tensor.detach().transpose(1, 2).contiguous().requires_grad_() for tensor in (q, k, v)]
+        runs["flash-attn-4"] = (partial(flash, *inputs), inputs, True)
+    flipped: list[Any] = [tensor.detach().transpose(1, 2).contiguous().requires_grad_() for tensor in inputs]
     if shape.dense:
         for name, backend in (("SDPA flash", SDPBackend.FLASH_ATTENTION), ("SDPA cuDNN", SDPBackend.CUDNN_ATTENTION)):
-            with sdpa_kernel(backend):
-                times[name] = _time(
-                    lambda: attend_dense(*flipped, is_causal=shape.causal, enable_gqa=True),
-                    flipped,
-                    shape.T <= 32 * K,
-                )
+            runs[name] = (partial(_dense_by, backend, flipped, shape.causal), flipped, shape.T <= 32 * K)
     if shape.flex:
-        times["FlexAttention"] = _time(_flex(shape, flipped), flipped, shape.flex_backward)
-    return times
+        runs["FlexAttention"] = (_flex(shape, flipped), flipped, shape.flex_backward)
+    return runs
+
+
+def _dense_by(backend: SDPBackend, inputs: list[Any], causal: bool) -> Tensor:
+    with sdpa_kernel(backend):
+        return attend_dense(*inputs, is_causal=causal, enable_gqa=True)  # type: ignore[no-any-return]
+
+
+def _backward(run: Callable[[], Tensor], inputs: Any) -> Callable[[], Any]:
+    out = run()
+    return partial(torch.autograd.grad, out, inputs, torch.randn_like(out), retain_graph=True)
+
+
+def _timed(run: Callable[[], Any]) -> list[float]:
+    return do_bench(run, warmup=15, rep=60, return_mode="all")  # type: ignore[no-any-return]
 
 
 def _fa4(shape: Shape) -> Callable[..., Tensor] | None:
@@ -248,20 +278,6 @@ def _flex(shape: Shape, inputs: list[Any]) -> Callable[[], Tensor]:
     mask = create_block_mask(kept, None, None, shape.T, shape.T, device="cuda", _compile=True)
     compiled: Any = torch.compile(flex_attention)
     return lambda: compiled(*inputs, block_mask=mask, enable_gqa=True)
-
-
-def _time(run: Callable[[], Tensor], inputs: Any, backward: bool) -> dict[str, list[float]]:
-    quantiles = [0.5, 0.2, 0.8]
-    with torch.no_grad():
-        times = {"forward": do_bench(run, warmup=25, rep=150, quantiles=quantiles)}
-    if backward:
-        out = run()
-        weight = torch.randn_like(out)
-        times["backward"] = do_bench(
-            lambda: torch.autograd.grad(out, inputs, weight, retain_graph=True),
-            warmup=25, rep=150, quantiles=quantiles,
-        )  # fmt: skip
-    return times
 
 
 def _inputs(shape: Shape, n: int) -> list[Any]:
