@@ -1,7 +1,7 @@
 """How Hopper's kernels in Gluon are compiled ahead of time; `scripts/compile_kernels.py` asks.
 
 Triton's interpreter cannot run them: that they compile, keep their products apart and spill next to nothing is all that a
-machine without the GPU can tell. Parts: "window" has an interval, "chunks" chunks beside it.
+machine without the GPU can tell. Parts: "window" has an interval alone, "union" chunks, columns and extra keys beside it.
 """
 
 from types import SimpleNamespace
@@ -10,10 +10,10 @@ from typing import Any
 KERNELS = ("hopper_forward", "hopper_backward_keys", "hopper_backward_queries")
 HEAD_DIMS = (64, 128)
 # Bytes a thread that are let pass: numbers kept outside the loops over tiles, most in packed documents.
-SPILLED = 160
+SPILLED = 192
 
 
-def compiled(kernel_name: str, head_dim: int, element: str, dtype: str, packed: bool, chunks: bool) -> Any:
+def compiled(kernel_name: str, head_dim: int, element: str, dtype: str, packed: bool, union: bool) -> Any:
     """One kernel compiled for compute capability 9.0, 4 query heads to a KV head.
 
     Args:
@@ -28,16 +28,20 @@ def compiled(kernel_name: str, head_dim: int, element: str, dtype: str, packed: 
     name = kernel_name.removeprefix("hopper_")
     module = importlib.import_module(f"sparse_attn.kernels.attention.hopper.{name}")
     kernel = getattr(module, f"{name}_kernel")
-    constants = getattr(module, f"{name}_constants")(SimpleNamespace(chunks=int(chunks), packed=packed), 4, head_dim)
-    rows, keys = constants.pop("ROWS", 64), constants.pop("KEYS", 128 if name == "forward" else 64)
-    if not packed:
-        constants |= {"blocks": None, "documents": None}
+    anchors = SimpleNamespace(extra_keys=64) if union else None
+    where = SimpleNamespace(chunks=int(union), packed=packed, columns=int(union), causal=not packed, anchors=anchors)
+    constants = getattr(module, f"{name}_constants")(where, 4, head_dim)
+    rows, keys = constants.pop("ROWS", 64), constants.pop("KEYS", 64)
+    absent = [] if packed else ["blocks", "documents"]
+    absent += [] if union else ["column_k", "column_v", "column_ranges", "positions", "extra_k", "extra_v"]
+    constants |= {argument: None for argument in absent if argument in kernel.arg_names}
     by_row = dict.fromkeys(("q", "out", "d_out", "dq_out"), _tile_type(element, dtype, rows, head_dim))
-    by_key = dict.fromkeys(("k", "v", "dk_out", "dv_out"), _tile_type(element, dtype, keys, head_dim))
+    keyed = ("k", "v", "dk_out", "dv_out", "column_k", "column_v", "extra_k", "extra_v")
+    by_key = dict.fromkeys(keyed, _tile_type(element, dtype, keys, head_dim))
     types = by_row | by_key | dict.fromkeys(("out_rows", "dq_rows", "dk_rows", "dv_rows"), f"*{element}")
     types |= {"lse": "*fp32", "scale": "fp32", "scale2": "fp32"}
     types |= dict.fromkeys(("lse2", "delta"), _run_type(rows) if name == "backward_keys" else "*fp32")
-    types |= dict.fromkeys(("blocks", "documents", "parameters"), "*i32")
+    types |= dict.fromkeys(("blocks", "documents", "parameters", "column_ranges", "positions"), "*i32")
     signature = {
         argument: "constexpr" if argument in constants else types.get(argument, "i32") for argument in kernel.arg_names
     }

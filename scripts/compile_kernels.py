@@ -133,7 +133,7 @@ def compile_variant(variant: Variant, registers: bool = False) -> tuple[int, str
 def _compile_hopper(variant: Variant, registers: bool) -> tuple[int, str, str]:
     kernel, _, head_dim, element, packed, parts = variant
     try:
-        compiled = compile_hopper.compiled(kernel, head_dim, element, DTYPES[element], packed, parts == "chunks")
+        compiled = compile_hopper.compiled(kernel, head_dim, element, DTYPES[element], packed, parts == "union")
     except Exception as error:  # a compiler's failure of any kind is the finding
         return 0, "", f"does not compile: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     report = _registers(compiled.asm["ptx"], variant.capability)
@@ -242,7 +242,9 @@ def _variants(options: argparse.Namespace) -> Iterator[Variant]:
                     if kernel in compile_hopper.KERNELS:
                         known = capability == (9, 0) and head_dim in compile_hopper.HEAD_DIMS and dtype != "fp32"
                         for packed in (False, True) if options.packed and known else (False,) if known else ():
-                            yield Variant(kernel, capability, head_dim, dtype, packed, "chunks" if packed else "window")
+                            for parts in ("window", "union"):
+                                if parts in options.parts:
+                                    yield Variant(kernel, capability, head_dim, dtype, packed, parts)
                         continue
                     for parts in _parts_of(kernel, options.parts):
                         for packed in (False, True) if options.packed and kernel != "backward_rows" else (False,):

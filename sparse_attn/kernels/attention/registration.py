@@ -341,7 +341,7 @@ def _on_hopper(inputs: Inputs, where: Geometry, scale: float, kernels: str) -> b
     """
     if kernels == "triton":
         return False
-    reason = refusal(inputs.q, inputs.k, inputs.v, where, scale, capability_of(inputs.q))
+    reason = refusal(inputs, where, scale, capability_of(inputs.q))
     if reason is not None and kernels == "hopper":
         raise NotImplementedError(f"implementation 'hopper' {reason}; use 'triton'")
     return reason is None and (kernels == "hopper" or is_default(where))

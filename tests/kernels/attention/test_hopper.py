@@ -1,11 +1,12 @@
 """Hopper's kernels against the oracle, where there is such a GPU; what they refuse, everywhere."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 
-from sparse_attn import Pattern, Sinks, Window, attention, parse
+from sparse_attn import Sinks, Window, attention, parse
 from sparse_attn.testing.judge_attention import judge_attention
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -17,6 +18,15 @@ def inputs(
 ) -> dict[str, torch.Tensor]:
     shapes = {"q": (T, Hq), "k": (S, Hkv), "v": (S, Hkv)}
     return {name: torch.randn(B, n, heads, D, device=DEVICE).to(dtype) for name, (n, heads) in shapes.items()}
+
+
+def extra(
+    pattern: str, rows: int, Hkv: int, D: int, dtype: torch.dtype = torch.bfloat16, B: int = 1
+) -> dict[str, torch.Tensor]:
+    """Extra keys and values, where a pattern has some."""
+    count = parse(pattern).extra_keys
+    names = ("extra_k", "extra_v") if count else ()
+    return {name: torch.randn(B, rows, count, Hkv, D, device=DEVICE).to(dtype) for name in names}
 
 
 def judge(given: dict[str, torch.Tensor], pattern: str, **options: Any) -> None:
@@ -47,6 +57,31 @@ class TestOnHopper:
         judge(inputs(T, S, 8, 2, D, dtype), pattern, causal=causal)
 
     @pytest.mark.parametrize("D", [64, 128])
+    @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+    @pytest.mark.parametrize(
+        ("pattern", "T", "S"),
+        [
+            ("window(150) | sinks(4)", 700, 900),
+            ("window(100) | sinks(3) | strided(5)", 900, 900),
+            ("window(40) | strided(3)", 1, 800),
+            ("window(200) | anchors(64, block=128)", 1000, 1000),
+            ("window(70) | anchors(5, block=48)", 300, 470),
+            ("window(60) | anchors(200, block=256) | sinks(2) | strided(64)", 777, 800),
+            ("chunked(100) | window(20) | sinks(150)", 600, 700),
+            ("window(900) | sinks(3)", 500, 500),  # the columns lie in every interval
+        ],
+    )
+    def test_columns_and_extra_keys(self, pattern: str, T: int, S: int, causal: bool, D: int) -> None:
+        summaries = parse(pattern).extra_keys and next(t for t in parse(pattern).terms if hasattr(t, "r"))
+        rows = -(-S // summaries.block) if summaries else 0
+        judge(inputs(T, S, 8, 2, D, B=2) | extra(pattern, rows, 2, D, B=2), pattern, causal=causal)
+
+    @pytest.mark.parametrize("D", [64, 128])
+    def test_columns_and_extra_keys_in_half_precision(self, D: int) -> None:
+        pattern, half = "window(60) | anchors(64, block=128) | sinks(2) | strided(9)", torch.float16
+        judge(inputs(777, 777, 4, 1, D, half) | extra(pattern, 7, 1, D, half), pattern)
+
+    @pytest.mark.parametrize("D", [64, 128])
     @pytest.mark.parametrize(("Hq", "Hkv"), [(4, 4), (6, 1)])
     def test_heads_and_examples(self, Hq: int, Hkv: int, D: int) -> None:
         judge(inputs(300, 400, Hq, Hkv, D, B=3), "window(130)", scale=0.3)
@@ -56,13 +91,17 @@ class TestOnHopper:
     def test_packed_documents(self, D: int, causal: bool) -> None:
         packed = {name: tensor[0] for name, tensor in inputs(700, 900, 4, 2, D).items()}
         bounds = {"cu_seqlens_q": [0, 10, 10, 341, 342, 700], "cu_seqlens_k": [0, 10, 20, 470, 500, 900]}
-        for pattern in ("window(150)", "window(20) | chunked(128)", "full()"):
+        for pattern in ("window(150)", "window(20) | chunked(128)", "full()", "window(40) | sinks(3) | strided(7)"):
             judge(packed, pattern, causal=causal, **bounds)
+        pattern = "window(50) | anchors(24, block=64) | sinks(2)"
+        rows = sum(-(-(stop - start) // 64) for start, stop in pairwise(bounds["cu_seqlens_k"]))
+        beside = {name: tensor[0] for name, tensor in extra(pattern, rows, 2, D).items()}
+        judge(packed | beside, pattern, causal=causal, **bounds)
 
     @pytest.mark.parametrize("D", [64, 128])
     def test_a_bad_document_reaches_no_other(self, D: int) -> None:
         packed = {name: tensor[0] for name, tensor in inputs(900, 900, 4, 2, D).items()}
-        arguments: dict[str, Any] = {"pattern": Window(150), "cu_seqlens_q": [0, 200, 500, 900]}
+        arguments: dict[str, Any] = {"pattern": Window(150) | Sinks(3), "cu_seqlens_q": [0, 200, 500, 900]}
         before = attention(**packed, **arguments, implementation="hopper")
         for tensor in packed.values():
             tensor[200:500] = float("nan")
@@ -87,18 +126,21 @@ class TestOnHopper:
         runs = []
         for _ in range(3):
             leaves = {name: tensor.clone().requires_grad_() for name, tensor in given.items()}
-            out = attention(**leaves, pattern=Window(700), implementation="hopper")
+            out = attention(**leaves, pattern=Window(700) | Sinks(4), implementation="hopper")
             out.square().sum().backward()
             runs.append([out, *(leaf.grad for leaf in leaves.values())])
         for run in runs[1:]:
             assert all(torch.equal(a, b) for a, b in zip(runs[0], run, strict=True))
 
-    @pytest.mark.parametrize("pattern", [Window(9) | Sinks(2), Window(9).within(Window(4)) | parse("random(1)")])
-    def test_other_patterns_are_refused_by_name_and_served_without(self, pattern: Pattern) -> None:
+    @pytest.mark.parametrize(
+        "pattern",
+        ["window(9) | dilated(9, 4)", "window(9) | random(1)", "window(9) | sinks(4).within(window(40))", "sinks(9)"],
+    )
+    def test_other_patterns_are_refused_by_name_and_served_without(self, pattern: str) -> None:
         given = inputs(200, 200, 2, 1, 64)
-        with pytest.raises(NotImplementedError, match=r"'hopper' takes patterns of windows, .*; use 'triton'"):
-            attention(**given, pattern=pattern, implementation="hopper")
-        attention(**given, pattern=pattern)
+        with pytest.raises(NotImplementedError, match=r"'hopper' takes windows, .*; use 'triton'"):
+            attention(**given, pattern=parse(pattern), implementation="hopper")
+        attention(**given, pattern=parse(pattern))
 
     def test_what_is_refused(self) -> None:
         for given, options, text in (

@@ -1,42 +1,41 @@
-"""Attention's interval on Hopper, in Gluon: a warp that loads, warpgroups that compute, products in flight behind softmaxes.
+"""Attention on Hopper, in Gluon: a warp that loads, warpgroups that compute, products in flight behind softmaxes.
 
-Same mathematics, geometry and tables as the portable kernels beside it, which serve everything that `refusal` names.
+Same mathematics, geometry and tables as the portable kernels beside it, for an interval with columns and extra keys; those
+serve everything that `refusal` names, and make the gradients of columns and extra keys here too.
 """
 
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from ..tiles import Capability, can_use_tma
 
 if TYPE_CHECKING:
     from ..geometry import Geometry
+    from ..launch import Inputs
 
 HEAD_DIMS = (64, 128)
 
 
-def refusal(q: Tensor, k: Tensor, v: Tensor, where: "Geometry", scale: float, capability: Capability) -> str | None:
+def refusal(inputs: "Inputs", where: "Geometry", scale: float, capability: Capability) -> str | None:
     """The one rule for what these kernels leave to the portable ones: why they do not serve a call, None if they do."""
+    q = inputs.q
     if not q.is_cuda or capability != (9, 0):
         return "needs a GPU of compute capability 9.0 (H100, H200)"
     if q.dtype not in (torch.float16, torch.bfloat16):
         return f"takes float16 and bfloat16, got {q.dtype}"
     if q.shape[-1] not in HEAD_DIMS:
         return f"takes head dims {' and '.join(map(str, HEAD_DIMS))}, got {q.shape[-1]}"
-    parts = where.passes or where.rows or where.columns or where.lists or where.anchors
-    if where.main is None or not where.has_interval or parts:
-        return f"takes patterns of windows, chunks and full() alone, got {where.pattern!r}"
+    cut = where.columns > 1 or (where.columns and not where.uncut)
+    if where.main is None or not where.has_interval or where.passes or where.rows or where.lists or cut:
+        return f"takes windows, chunks and full(), with sinks, strided() and anchors beside them, got {where.pattern!r}"
     if scale < 0.0:
         return f"takes scales that are not negative, got {scale}"
-    if not can_use_tma(capability, where, where.main, q, k, v):
+    if not can_use_tma(capability, where, where.main, *(tensor for tensor in inputs if tensor is not None)):
         return "takes tensors on addresses and strides that are multiples of 16 bytes"
     return None
 
 
 def is_default(where: "Geometry") -> bool:
-    """Whether a call that names no implementation comes here, if it is served.
-
-    Packed documents do not yet: on a GPU few of them have been judged against the oracle.
-    """
-    return not where.packed
+    """Whether a call that names no implementation comes here, if it is served."""
+    return True

@@ -23,7 +23,21 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from ..geometry import Geometry
 from ..launch import Gradients, Inputs
 from ..tiles import LOG2_E
-from .blocks import clean, interval_bounds, locate_queries, narrowed, store_rows
+from .beside import beside, beside_constants
+from .blocks import (
+    clean,
+    column_run,
+    extra_run,
+    hide,
+    interval_bounds,
+    load_beside,
+    load_keys,
+    locate_queries,
+    narrowed,
+    own_tiles,
+    place_keys,
+    store_rows,
+)
 from .descriptors import copyable, head_first, programs_of
 
 ROWS = 64  # of a warpgroup
@@ -31,18 +45,18 @@ ROWS = 64  # of a warpgroup
 
 @gluon.jit
 def _load(
-    q, d_out, k, v, blocks, documents, parameters, q_tiles, d_tiles, k_tiles, v_tiles,
-    q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, n_blocks, n_heads, n_queries, n_keys, offset, left, right, total,
-    CHUNKS: gl.constexpr, PACKED: gl.constexpr, GROUP: gl.constexpr,
+    q, d_out, k, v, column_k, column_v, extra_k, extra_v, blocks, documents, parameters, column_ranges,
+    q_tiles, d_tiles, k_tiles, v_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty,
+    n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block, total,
+    CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, PACKED: gl.constexpr, GROUP: gl.constexpr,
 ):  # fmt: skip
     CONSUMERS: gl.constexpr = q_tiles.type.shape[0]
     ROWS: gl.constexpr = q.block_type.shape[2]
     KEYS: gl.constexpr = k.block_type.shape[2]
-    SLOTS: gl.constexpr = k_tiles.type.shape[0]
     loaded = 0
     phase = 0
     for nth in range(gl.program_id(0), total, gl.num_programs(0)):
-        batch, head, _, _, row, k_start, _, begin, tiles, _, _ = locate_queries(
+        batch, head, block, document, x, stop, row, k_start, _, begin, tiles = locate_queries(
             nth, blocks, documents, parameters, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
             CHUNKS, PACKED, ROWS * CONSUMERS, KEYS,
         )  # fmt: skip
@@ -56,21 +70,18 @@ def _load(
         kv_head = head // GROUP
         for tile in range(tiles):
             at = k_start + begin + tile * KEYS
-            slot = loaded % SLOTS
-            emptied = (loaded // SLOTS & 1) ^ 1
-            mbarrier.wait(k_empty.index(slot), emptied)
-            mbarrier.expect(k_ready.index(slot), k.block_type.nbytes)
-            tma.async_copy_global_to_shared(k, [batch, kv_head, at, 0], k_ready.index(slot), k_tiles.index(slot))
-            mbarrier.wait(v_empty.index(slot), emptied)
-            mbarrier.expect(v_ready.index(slot), v.block_type.nbytes)
-            tma.async_copy_global_to_shared(v, [batch, kv_head, at, 0], v_ready.index(slot), v_tiles.index(slot))
+            load_keys(k, v, batch, kv_head, at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty)
             loaded += 1
+        loaded = load_beside(
+            column_k, column_v, extra_k, extra_v, column_ranges, documents, batch, kv_head, block, document, x, stop,
+            loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, extra_block, SIDES, EXTRA, PACKED,
+        )  # fmt: skip
 
 
 @gluon.jit
 def _step(
-    q, d_out, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, used, first, start, own_keys, held, dq, lse2, delta,
-    low, high, scale2, MASKED: gl.constexpr, PACKED: gl.constexpr,
+    q, d_out, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, used, first, start, stop, held, dq, lse2, delta,
+    low, high, positions, scale2, KIND: gl.constexpr, PACKED: gl.constexpr,
 ):  # fmt: skip
     """Take tile number `used` of the ring, and end the product of the tile before it, whose weights `held` are."""
     SLOTS: gl.constexpr = k_tiles.type.shape[0]
@@ -84,29 +95,25 @@ def _step(
     before = (
         gl.where(used == first, used, used - 1) % SLOTS
     )  # the first tile stands in: it is there, and its weights are 0
+    j = place_keys(start, stop, positions, s_layout, KEYS, KIND)
     mbarrier.wait(k_ready.index(slot), phase)
-    if PACKED and start + KEYS > own_keys:
-        clean(k_tiles.index(slot), start, 0, own_keys)
+    if PACKED and start + KEYS > stop:
+        clean(k_tiles.index(slot), start, 0, stop)
     blank = gl.zeros([ROWS, KEYS], gl.float32, s_layout)
     logits = warpgroup_mma(q, k_tiles.index(slot).permute((1, 0)), blank, use_acc=False, is_async=True)
     mbarrier.wait(v_ready.index(slot), phase)
     d_weights = warpgroup_mma(d_out, v_tiles.index(slot).permute((1, 0)), blank, use_acc=False, is_async=True)
     dq = warpgroup_mma(held, k_tiles.index(before), dq, is_async=True)
     logits = warpgroup_mma_wait(2, deps=(logits,))
-    if MASKED:
-        j = (start + gl.arange(0, KEYS, gl.SliceLayout(0, s_layout)))[None, :]
-        keep = (low[:, None] <= j) & (j < high[:, None])
-        weights = gl.exp2(gl.where(keep, logits * scale2 - lse2[:, None], float("-inf")))
-    else:
-        weights = gl.exp2(logits * scale2 - lse2[:, None])
+    weights = gl.exp2(hide(logits * scale2 - lse2[:, None], j, low, high, KIND))
     # A second look at a barrier that has been passed ends a block of instructions: without it the compiler waits for the
     # product before it takes the powers.
     mbarrier.wait(v_ready.index(slot), phase)
     d_weights, weights = warpgroup_mma_wait(1, deps=(d_weights, weights))
     mbarrier.arrive(v_empty.index(slot))
     d_logits = weights * (d_weights - delta[:, None])
-    if MASKED and PACKED:
-        d_logits = gl.where(keep, d_logits, 0.0)  # another document's values may be NaN
+    if PACKED and KIND != "none":
+        d_logits = gl.where(weights == 0.0, 0.0, d_logits)  # another document's values may be NaN
     mbarrier.wait(k_ready.index(slot), phase)
     dq, held, d_logits = warpgroup_mma_wait(0, deps=(dq, held, d_logits))
     mbarrier.arrive(k_empty.index(before), pred=used > first)
@@ -115,10 +122,24 @@ def _step(
 
 
 @gluon.jit
+def _skip(k_ready, k_empty, v_ready, v_empty, used):
+    """Let a tile pass that none of the warpgroup's rows see."""
+    SLOTS: gl.constexpr = k_ready.type.shape[0]
+    slot = used % SLOTS
+    phase = used // SLOTS & 1
+    mbarrier.wait(k_ready.index(slot), phase)
+    mbarrier.arrive(k_empty.index(slot))
+    mbarrier.wait(v_ready.index(slot), phase)
+    mbarrier.arrive(v_empty.index(slot))
+
+
+@gluon.jit
 def _compute(
     q_tiles, d_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty,
-    dq_out, dq_rows, lse2, delta, blocks, documents, parameters, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
-    total, stride_gb, stride_gt, stride_gh, stride_row, scale, scale2, c, CHUNKS: gl.constexpr, PACKED: gl.constexpr,
+    dq_out, dq_rows, lse2, delta, blocks, documents, parameters, column_ranges, positions,
+    n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
+    total, stride_gb, stride_gt, stride_gh, stride_row, scale, scale2, c,
+    CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, PACKED: gl.constexpr,
 ):  # fmt: skip
     CONSUMERS: gl.constexpr = q_tiles.type.shape[0]
     SLOTS: gl.constexpr = k_tiles.type.shape[0]
@@ -133,44 +154,85 @@ def _compute(
     used = 0
     phase = 0
     for nth in range(gl.program_id(0), total, gl.num_programs(0)):
-        batch, head, x, stop, row, _k_start, own_keys, begin, tiles, masked_left, free_stop = locate_queries(
+        batch, head, block, document, x_block, stop, row, _k_start, own_keys, begin, tiles = locate_queries(
             nth, blocks, documents, parameters, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
             CHUNKS, PACKED, ROWS * CONSUMERS, KEYS,
         )  # fmt: skip
-        x += c * ROWS
+        x = x_block + c * ROWS
         row += c * ROWS
         i = x + gl.arange(0, ROWS, row_layout)
         low, high = interval_bounds(i, own_keys, left, right, parameters, CHUNKS)
+        # Tiles of columns follow at once, while the last tile's weights are still held: then none is let pass before them.
+        first_tile, uncut, cut, end = own_tiles(
+            x, stop, own_keys, begin, tiles, left, right, parameters, CHUNKS, ROWS, KEYS, SIDES > 0 or EXTRA > 0
+        )
         rows_at = (batch.to(gl.int64) * n_heads + head) * stride_row + row + gl.arange(0, ROWS, row_layout)
         lse_row = gl.load(lse2 + rows_at, mask=i < stop, other=float("inf"))
         delta_row = gl.load(delta + rows_at, mask=i < stop, other=0.0)
         held = gl.zeros([ROWS, KEYS], q_tiles.dtype, gl.DotOperandLayout(0, o_layout, 2))
         dq = gl.zeros([ROWS, D], gl.float32, o_layout)
+        for _ in range(0, first_tile):
+            _skip(k_ready, k_empty, v_ready, v_empty, used)
+            used += 1
         first = used
         mbarrier.wait(q_ready.index(c), phase)
         phase ^= 1
-        for tile in range(0, masked_left):
+        for tile in range(first_tile, uncut):
             held, dq = _step(
-                q_tile, d_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, used, first, begin + tile * KEYS,
-                own_keys, held, dq, lse_row, delta_row, low, high, scale2, True, PACKED,
+                q_tile, d_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, used, first, begin + tile * KEYS, own_keys,
+                held, dq, lse_row, delta_row, low, high, positions, scale2, "both", PACKED,
             )  # fmt: skip
             used += 1
-        for tile in range(masked_left, free_stop):
+        for tile in range(uncut, cut):
             held, dq = _step(
-                q_tile, d_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, used, first, begin + tile * KEYS,
-                own_keys, held, dq, lse_row, delta_row, low, high, scale2, False, PACKED,
+                q_tile, d_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, used, first, begin + tile * KEYS, own_keys,
+                held, dq, lse_row, delta_row, low, high, positions, scale2, "none", PACKED,
             )  # fmt: skip
             used += 1
-        for tile in range(free_stop, tiles):
+        for tile in range(cut, end):
             held, dq = _step(
-                q_tile, d_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, used, first, begin + tile * KEYS,
-                own_keys, held, dq, lse_row, delta_row, low, high, scale2, True, PACKED,
+                q_tile, d_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, used, first, begin + tile * KEYS, own_keys,
+                held, dq, lse_row, delta_row, low, high, positions, scale2, "high", PACKED,
             )  # fmt: skip
             used += 1
+        if SIDES > 0:
+            column, whole, column_stop = column_run(column_ranges, block, 0, KEYS)
+            for at in range(column, whole, KEYS):
+                held, dq = _step(
+                    q_tile, d_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, used, first, at, column_stop,
+                    held, dq, lse_row, delta_row, low, high, positions, scale2, "none", PACKED,
+                )  # fmt: skip
+                used += 1
+            for at in range(whole, column_stop, KEYS):
+                held, dq = _step(
+                    q_tile, d_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, used, first, at, column_stop,
+                    held, dq, lse_row, delta_row, low, high, positions, scale2, "before", PACKED,
+                )  # fmt: skip
+                used += 1
+        if SIDES > 1:
+            column, _, column_stop = column_run(column_ranges, block, 1, KEYS)
+            for at in range(column, column_stop, KEYS):
+                held, dq = _step(
+                    q_tile, d_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, used, first, at, column_stop,
+                    held, dq, lse_row, delta_row, low, high, positions, scale2, "after", PACKED,
+                )  # fmt: skip
+                used += 1
+        if EXTRA > 0:
+            at_first, extra_stop, _ = extra_run(x_block, stop, document, documents, extra_block, EXTRA, PACKED)
+            own_extra = i // extra_block * EXTRA
+            for at in range(at_first, extra_stop, KEYS):
+                held, dq = _step(
+                    q_tile, d_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, used, first, at, extra_stop,
+                    held, dq, lse_row, delta_row, own_extra, own_extra + EXTRA, positions, scale2, "both", PACKED,
+                )  # fmt: skip
+                used += 1
         mbarrier.arrive(q_empty.index(c))
         dq = warpgroup_mma(held, k_tiles.index((used - 1) % SLOTS), dq, is_async=True)
         dq, held = warpgroup_mma_wait(0, deps=(dq, held))
         mbarrier.arrive(k_empty.index((used - 1) % SLOTS))
+        for _ in range(end, tiles):
+            _skip(k_ready, k_empty, v_ready, v_empty, used)
+            used += 1
         result = (dq * scale).to(out_tiles.dtype)
         if PACKED and stop - x < ROWS:
             store_rows(dq_rows, batch, head, row, stop - x, result, stride_gb, stride_gt, stride_gh)
@@ -183,14 +245,28 @@ def _compute(
     tma.store_wait(0)
 
 
-@gluon.jit(
-    do_not_specialize=["n_queries", "n_keys", "n_blocks", "n_heads", "offset", "total", "left", "right", "stride_row"],
-    do_not_specialize_on_alignment=["stride_row"],
-)
+_NUMBERS = [
+    "n_queries",
+    "n_keys",
+    "n_blocks",
+    "n_heads",
+    "offset",
+    "total",
+    "left",
+    "right",
+    "extra_block",
+    "stride_row",
+]
+
+
+@gluon.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=["stride_row", "extra_block"])
 def backward_queries_kernel(
-    q, d_out, k, v, dq_out, dq_rows, lse2, delta, blocks, documents, parameters,
-    n_blocks, n_heads, n_queries, n_keys, offset, left, right, total, stride_gb, stride_gt, stride_gh, stride_row,
-    scale, scale2, CHUNKS: gl.constexpr, PACKED: gl.constexpr, GROUP: gl.constexpr, SLOTS: gl.constexpr,
+    q, d_out, k, v, column_k, column_v, extra_k, extra_v, dq_out, dq_rows, lse2, delta,
+    blocks, documents, parameters, column_ranges, positions,
+    n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block, total,
+    stride_gb, stride_gt, stride_gh, stride_row, scale, scale2,
+    CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, PACKED: gl.constexpr, GROUP: gl.constexpr,
+    SLOTS: gl.constexpr,
 ):  # fmt: skip
     CONSUMERS: gl.constexpr = 2
     ROWS: gl.constexpr = q.block_type.shape[2]
@@ -220,18 +296,20 @@ def backward_queries_kernel(
     gl.warp_specialize([
         (_compute, (
             q_tiles, d_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty,
-            dq_out, dq_rows, lse2, delta, blocks, documents, parameters, n_blocks, n_heads, n_queries, n_keys, offset,
-            left, right, total, stride_gb, stride_gt, stride_gh, stride_row, scale, scale2, 0, CHUNKS, PACKED,
+            dq_out, dq_rows, lse2, delta, blocks, documents, parameters, column_ranges, positions,
+            n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
+            total, stride_gb, stride_gt, stride_gh, stride_row, scale, scale2, 0, CHUNKS, SIDES, EXTRA, PACKED,
         )),
         (_compute, (
             q_tiles, d_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty,
-            dq_out, dq_rows, lse2, delta, blocks, documents, parameters, n_blocks, n_heads, n_queries, n_keys, offset,
-            left, right, total, stride_gb, stride_gt, stride_gh, stride_row, scale, scale2, 1, CHUNKS, PACKED,
+            dq_out, dq_rows, lse2, delta, blocks, documents, parameters, column_ranges, positions,
+            n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
+            total, stride_gb, stride_gt, stride_gh, stride_row, scale, scale2, 1, CHUNKS, SIDES, EXTRA, PACKED,
         )),
         (_load, (
-            q, d_out, k, v, blocks, documents, parameters, q_tiles, d_tiles, k_tiles, v_tiles,
-            q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, n_blocks, n_heads, n_queries, n_keys, offset,
-            left, right, total, CHUNKS, PACKED, GROUP,
+            q, d_out, k, v, column_k, column_v, extra_k, extra_v, blocks, documents, parameters, column_ranges,
+            q_tiles, d_tiles, k_tiles, v_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty,
+            n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block, total, CHUNKS, SIDES, EXTRA, PACKED, GROUP,
         )),
     ], [4, 1], [240, 24])  # fmt: skip
 
@@ -249,10 +327,13 @@ def backward_queries(inputs: Inputs, gradients: Gradients, where: Geometry, scal
     constants = backward_queries_constants(where, n_heads // k.shape[2], head_dim)
     keys = constants.pop("KEYS")
     backward_queries_kernel[(min(total, programs_of(q.device)),)](
-        head_first(q, ROWS), head_first(d_out, ROWS), head_first(k, keys), head_first(v, keys), head_first(dq, ROWS), dq,
-        gradients.lse2, gradients.delta, table, where.document_table(q.device), where.numbers(q.device),
-        n_blocks, n_heads, n_queries, k.shape[1], k.shape[1] - n_queries, where.left, where.right, total,
-        dq.stride(0), dq.stride(1), dq.stride(2), gradients.lse2.stride(1), scale, scale * LOG2_E, **constants, num_warps=4,
+        q=head_first(q, ROWS), d_out=head_first(d_out, ROWS), k=head_first(k, keys), v=head_first(v, keys),
+        dq_out=head_first(dq, ROWS), dq_rows=dq, lse2=gradients.lse2, delta=gradients.delta,
+        blocks=table, documents=where.document_table(q.device), parameters=where.numbers(q.device),
+        n_blocks=n_blocks, n_heads=n_heads, n_queries=n_queries, n_keys=k.shape[1], offset=k.shape[1] - n_queries,
+        left=where.left, right=where.right, total=total,
+        stride_gb=dq.stride(0), stride_gt=dq.stride(1), stride_gh=dq.stride(2), stride_row=gradients.lse2.stride(1),
+        scale=scale, scale2=scale * LOG2_E, **constants | beside(inputs, where, 2 * ROWS, keys), num_warps=4,
     )  # fmt: skip
     return dq
 
@@ -265,4 +346,5 @@ def backward_queries_constants(where: Geometry, group: int, head_dim: int) -> di
         "GROUP": group,
         "SLOTS": 3 if where.packed and head_dim == 128 else 4,
         "KEYS": 64,
+        **beside_constants(where),
     }

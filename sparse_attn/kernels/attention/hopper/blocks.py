@@ -2,7 +2,7 @@
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
 from .. import blocks as portable_blocks
 from .. import interval as portable_interval
@@ -17,9 +17,8 @@ def locate_queries(
     nth, blocks, documents, parameters, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
     CHUNKS: gl.constexpr, PACKED: gl.constexpr, ROWS: gl.constexpr, KEYS: gl.constexpr,
 ):  # fmt: skip
-    """Block nth of queries: batch, head, first position, end, row of the first, first key's token, the document's number
-    of keys; and its tiles of keys: where they begin, how many there are, how many are masked at the left, where those
-    masked at the right begin.
+    """Block nth of queries: batch, head, number of the block and of its document, first position, end, row of the first,
+    first key's token, the document's number of keys; and its tiles of keys: where they begin, and how many there are.
 
     Heads of one block come together, so that those of a group share its keys in the cache; late blocks, which have most
     keys under causal attention without a window, come first.
@@ -27,15 +26,142 @@ def locate_queries(
     head = nth % n_heads
     block = n_blocks - 1 - nth // n_heads % n_blocks
     batch = nth // n_heads // n_blocks
-    _, _, x, stop, q_start, k_start, own_keys, first_query = locate_block(
+    document, _, x, stop, q_start, k_start, own_keys, first_query = locate_block(
         block, blocks, documents, offset, offset, n_queries, n_keys, ROWS, PACKED, PACKED
     )
-    begin, first_high = interval_bounds(x, own_keys, left, right, parameters, CHUNKS)
-    last_low, end = interval_bounds(stop - 1, own_keys, left, right, parameters, CHUNKS)
+    begin, _ = interval_bounds(x, own_keys, left, right, parameters, CHUNKS)
+    _, end = interval_bounds(stop - 1, own_keys, left, right, parameters, CHUNKS)
     tiles = (end - begin + KEYS - 1) // KEYS
-    masked_left = gl.minimum((last_low - begin + KEYS - 1) // KEYS, tiles)
-    free_stop = gl.maximum((first_high - begin) // KEYS, masked_left)
-    return batch, head, x, stop, q_start + x - first_query, k_start, own_keys, begin, tiles, masked_left, free_stop
+    return batch, head, block, document, x, stop, q_start + x - first_query, k_start, own_keys, begin, tiles
+
+
+@gluon.jit
+def own_tiles(
+    x, stop, own_keys, begin, tiles, left, right, parameters,
+    CHUNKS: gl.constexpr, ROWS: gl.constexpr, KEYS: gl.constexpr, ALL: gl.constexpr,
+):  # fmt: skip
+    """Of a block's tiles those that the rows of one warpgroup, x on, see: the first, the first that no row's left edge
+    cuts, the first after it that a right edge cuts, and the end. ALL: from the first to the last tile of the block.
+    """
+    first_row = gl.minimum(x, stop - 1)
+    last_row = gl.maximum(gl.minimum(x + ROWS, stop) - 1, first_row)
+    low, first_high = interval_bounds(first_row, own_keys, left, right, parameters, CHUNKS)
+    last_low, high = interval_bounds(last_row, own_keys, left, right, parameters, CHUNKS)
+    if ALL:
+        first = 0
+        end = tiles
+    else:
+        first = (low - begin) // KEYS
+        end = (high - begin + KEYS - 1) // KEYS
+    uncut = gl.minimum(gl.maximum((last_low - begin + KEYS - 1) // KEYS, first), end)
+    cut = gl.minimum(gl.maximum((first_high - begin) // KEYS, uncut), end)
+    return first, uncut, cut, end
+
+
+@gluon.jit
+def column_run(ranges, block, SIDE: gl.constexpr, KEYS: gl.constexpr):
+    """The columns that a block sees on one side of its interval: the first, the end of the tiles that all rows see
+    whole, and the end. Behind the interval none are told whole."""
+    start = gl.load(ranges + 6 * block + 3 * SIDE)
+    stop = gl.load(ranges + 6 * block + 3 * SIDE + 2)
+    whole = start
+    if SIDE == 0:
+        whole = start + (gl.load(ranges + 6 * block + 1) - start) // KEYS * KEYS
+    return start, whole, stop
+
+
+@gluon.jit
+def extra_run(x, stop, document, documents, extra_block, EXTRA: gl.constexpr, PACKED: gl.constexpr):
+    """The extra keys of the blocks that the queries x .. stop stand in: first, end, and where the document's begin."""
+    base = 0
+    if PACKED:
+        base = gl.load(documents + 7 * document + 4) * EXTRA
+    return x // extra_block * EXTRA, ((stop - 1) // extra_block + 1) * EXTRA, base
+
+
+@gluon.jit
+def load_keys(
+    k, v, batch, kv_head, at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty,
+):  # fmt: skip
+    """Copy a tile of keys and one of values, from row `at` on, into slot number `loaded` of the ring."""
+    SLOTS: gl.constexpr = k_tiles.type.shape[0]
+    slot = loaded % SLOTS
+    emptied = (loaded // SLOTS & 1) ^ 1
+    mbarrier.wait(k_empty.index(slot), emptied)
+    mbarrier.expect(k_ready.index(slot), k.block_type.nbytes)
+    tma.async_copy_global_to_shared(k, [batch, kv_head, at, 0], k_ready.index(slot), k_tiles.index(slot))
+    mbarrier.wait(v_empty.index(slot), emptied)
+    mbarrier.expect(v_ready.index(slot), v.block_type.nbytes)
+    tma.async_copy_global_to_shared(v, [batch, kv_head, at, 0], v_ready.index(slot), v_tiles.index(slot))
+
+
+@gluon.jit
+def load_beside(
+    column_k, column_v, extra_k, extra_v, column_ranges, documents, batch, kv_head, block, document, x, stop, loaded,
+    k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, extra_block,
+    SIDES: gl.constexpr, EXTRA: gl.constexpr, PACKED: gl.constexpr,
+):  # fmt: skip
+    """Copy the tiles of what a block of queries sees beside its interval: columns, then extra keys."""
+    KEYS: gl.constexpr = k_tiles.type.shape[1]
+    for side in gl.static_range(SIDES):
+        start, _, end = column_run(column_ranges, block, side, KEYS)
+        for at in range(start, end, KEYS):
+            load_keys(
+                column_k, column_v, batch, kv_head, at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty
+            )
+            loaded += 1
+    if EXTRA > 0:
+        start, end, base = extra_run(x, stop, document, documents, extra_block, EXTRA, PACKED)
+        for at in range(start, end, KEYS):
+            load_keys(
+                extra_k,
+                extra_v,
+                batch,
+                kv_head,
+                base + at,
+                loaded,
+                k_tiles,
+                v_tiles,
+                k_ready,
+                k_empty,
+                v_ready,
+                v_empty,
+            )
+            loaded += 1
+    return loaded
+
+
+@gluon.jit
+def place_keys(start, stop, positions, layout: gl.constexpr, KEYS: gl.constexpr, KIND: gl.constexpr):
+    """Where the keys of a tile stand: numbers from `start` on, of columns their positions, of those from `stop` on
+    one that `hide` hides."""
+    j = start + gl.arange(0, KEYS, gl.SliceLayout(0, layout))
+    if KIND == "before":
+        j = gl.load(positions + j, mask=j < stop, other=2147483647)
+    if KIND == "after":
+        j = gl.load(positions + j, mask=j < stop, other=-1)
+    return j
+
+
+@gluon.jit
+def hide(logits, j, low, high, KIND: gl.constexpr):
+    """-inf for keys that a row does not see. KIND says which it may not: "none"; "high": those from its `high` on;
+    "both": those outside low .. high; columns "before" the interval are those under `low`, "after" it those from `high` on.
+    """
+    if KIND != "none":
+        low = forgotten(low)  # or the comparisons are made, and kept, before there are logits
+        high = forgotten(high)
+    if KIND == "none":
+        seen = logits
+    elif KIND == "high":
+        seen = gl.where(j[None, :] < high[:, None], logits, float("-inf"))
+    elif KIND == "both":
+        seen = gl.where((low[:, None] <= j[None, :]) & (j[None, :] < high[:, None]), logits, float("-inf"))
+    elif KIND == "before":
+        seen = gl.where(j[None, :] < low[:, None], logits, float("-inf"))
+    else:
+        seen = gl.where(j[None, :] >= high[:, None], logits, float("-inf"))
+    return seen
 
 
 @gluon.jit

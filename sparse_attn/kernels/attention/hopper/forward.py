@@ -30,27 +30,40 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from ..geometry import Geometry
 from ..launch import Inputs
 from ..tiles import LOG2_E
-from .blocks import clean, interval_bounds, locate_queries, narrowed, store_rows
+from .beside import beside, beside_constants
+from .blocks import (
+    clean,
+    column_run,
+    extra_run,
+    hide,
+    interval_bounds,
+    load_beside,
+    load_keys,
+    locate_queries,
+    narrowed,
+    own_tiles,
+    place_keys,
+    store_rows,
+)
 from .descriptors import head_first, programs_of
 
 ROWS = 64  # of a warpgroup
-KEYS = 128  # of a tile
 
 
 @gluon.jit
 def _load(
-    q, k, v, blocks, documents, parameters, q_tiles, k_tiles, v_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty,
-    n_blocks, n_heads, n_queries, n_keys, offset, left, right, total,
-    CHUNKS: gl.constexpr, PACKED: gl.constexpr, GROUP: gl.constexpr,
+    q, k, v, column_k, column_v, extra_k, extra_v, blocks, documents, parameters, column_ranges,
+    q_tiles, k_tiles, v_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty,
+    n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block, total,
+    CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, PACKED: gl.constexpr, GROUP: gl.constexpr,
 ):  # fmt: skip
     ROWS: gl.constexpr = q.block_type.shape[2]
     KEYS: gl.constexpr = k.block_type.shape[2]
-    SLOTS: gl.constexpr = k_tiles.type.shape[0]
     CONSUMERS: gl.constexpr = q_tiles.type.shape[0]
     loaded = 0
     phase = 0
     for nth in range(gl.program_id(0), total, gl.num_programs(0)):
-        batch, head, _, _, row, k_start, _, begin, tiles, _, _ = locate_queries(
+        batch, head, block, document, x, stop, row, k_start, _, begin, tiles = locate_queries(
             nth, blocks, documents, parameters, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
             CHUNKS, PACKED, ROWS * CONSUMERS, KEYS,
         )  # fmt: skip
@@ -62,23 +75,12 @@ def _load(
         kv_head = head // GROUP
         for tile in range(tiles):
             at = k_start + begin + (tiles - 1 - tile) * KEYS
-            slot = loaded % SLOTS
-            emptied = (loaded // SLOTS & 1) ^ 1
-            mbarrier.wait(k_empty.index(slot), emptied)
-            mbarrier.expect(k_ready.index(slot), k.block_type.nbytes)
-            tma.async_copy_global_to_shared(k, [batch, kv_head, at, 0], k_ready.index(slot), k_tiles.index(slot))
-            mbarrier.wait(v_empty.index(slot), emptied)
-            mbarrier.expect(v_ready.index(slot), v.block_type.nbytes)
-            tma.async_copy_global_to_shared(v, [batch, kv_head, at, 0], v_ready.index(slot), v_tiles.index(slot))
+            load_keys(k, v, batch, kv_head, at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty)
             loaded += 1
-
-
-@gluon.jit
-def _mask(logits, start, low, high):
-    """Logits of keys from `start` on, -inf outside each row's low .. high."""
-    KEYS: gl.constexpr = logits.shape[1]
-    j = (start + gl.arange(0, KEYS, gl.SliceLayout(0, logits.type.layout)))[None, :]
-    return gl.where((low[:, None] <= j) & (j < high[:, None]), logits, float("-inf"))
+        loaded = load_beside(
+            column_k, column_v, extra_k, extra_v, column_ranges, documents, batch, kv_head, block, document, x, stop,
+            loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, extra_block, SIDES, EXTRA, PACKED,
+        )  # fmt: skip
 
 
 @gluon.jit
@@ -97,10 +99,10 @@ def _weights(logits, top, total, scale, MASKED: gl.constexpr):
 
 @gluon.jit
 def _step(
-    q, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used, start, own_keys,
-    p, acc, top, total, low, high, scale, MASKED: gl.constexpr, PACKED: gl.constexpr, TURNS: gl.constexpr,
+    q, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used, start, stop, held_keys,
+    p, acc, top, total, low, high, positions, scale, KIND: gl.constexpr, PACKED: gl.constexpr, TURNS: gl.constexpr,
 ):  # fmt: skip
-    """Tile number `used` of the ring joins the softmax, and the tile before it the output."""
+    """Tile number `used` of the ring joins the softmax, and the tile before it, of `held_keys` keys, the output."""
     SLOTS: gl.constexpr = k_tiles.type.shape[0]
     KEYS: gl.constexpr = k_tiles.type.shape[1]
     ROWS: gl.constexpr = acc.shape[0]
@@ -109,6 +111,7 @@ def _step(
     ELEMENT: gl.constexpr = v_tiles.dtype
     slot = used % SLOTS
     before = (used - 1) % SLOTS
+    j = place_keys(start, stop, positions, s_layout, KEYS, KIND)
     mbarrier.wait(k_ready.index(slot), used // SLOTS & 1)
     CONSUMERS: gl.constexpr = turn.type.shape[0]
     if TURNS:
@@ -116,16 +119,15 @@ def _step(
     blank = gl.zeros([ROWS, KEYS], gl.float32, s_layout)
     logits = warpgroup_mma(q, k_tiles.index(slot).permute((1, 0)), blank, use_acc=False, is_async=True)
     mbarrier.wait(v_ready.index(before), (used - 1) // SLOTS & 1)
-    if PACKED and start + 2 * KEYS > own_keys:
-        clean(v_tiles.index(before), start + KEYS, 0, own_keys)
+    if PACKED and held_keys < KEYS:
+        clean(v_tiles.index(before), 0, 0, held_keys)
     acc = warpgroup_mma(p, v_tiles.index(before), acc, is_async=True)
     if TURNS:
         mbarrier.arrive(turn.index((c + 1) % CONSUMERS))
     logits = warpgroup_mma_wait(1, deps=(logits,))
     mbarrier.arrive(k_empty.index(slot))
-    if MASKED:
-        logits = _mask(logits, start, low, high)
-    weights, correction, top, total = _weights(logits, top, total, scale, MASKED)
+    logits = hide(logits, j, low, high, KIND)
+    weights, correction, top, total = _weights(logits, top, total, scale, KIND != "none")
     following = narrowed(weights, p_layout, ELEMENT)
     # A second look at a barrier that has been passed ends a block of instructions: without it the compiler waits for the
     # product before it takes the powers.
@@ -137,11 +139,27 @@ def _step(
 
 
 @gluon.jit
+def _skip(k_ready, k_empty, v_ready, v_empty, turn, step, c, used, TURNS: gl.constexpr):
+    """Let a tile pass that none of the warpgroup's rows see."""
+    SLOTS: gl.constexpr = k_ready.type.shape[0]
+    slot = used % SLOTS
+    phase = used // SLOTS & 1
+    if TURNS:
+        mbarrier.wait(turn.index(c), (step & 1) ^ (c == 0))
+        mbarrier.arrive(turn.index((c + 1) % turn.type.shape[0]))
+    mbarrier.wait(k_ready.index(slot), phase)
+    mbarrier.arrive(k_empty.index(slot))
+    mbarrier.wait(v_ready.index(slot), phase)
+    mbarrier.arrive(v_empty.index(slot))
+
+
+@gluon.jit
 def _attend(
     q_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, turn,
-    out, out_rows, lse, blocks, documents, parameters, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
+    out, out_rows, lse, blocks, documents, parameters, column_ranges, positions,
+    n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
     stride_ob, stride_ot, stride_oh, scale, total_blocks, c,
-    CHUNKS: gl.constexpr, PACKED: gl.constexpr, TURNS: gl.constexpr,
+    CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, PACKED: gl.constexpr, TURNS: gl.constexpr,
 ):  # fmt: skip
     SLOTS: gl.constexpr = k_tiles.type.shape[0]
     KEYS: gl.constexpr = k_tiles.type.shape[1]
@@ -158,15 +176,22 @@ def _attend(
     step = 0
     phase = 0
     for nth in range(gl.program_id(0), total_blocks, gl.num_programs(0)):
-        batch, head, x, stop, row, _k_start, own_keys, begin, tiles, masked_left, free_stop = locate_queries(
+        batch, head, block, document, x_block, stop, row, _k_start, own_keys, begin, tiles = locate_queries(
             nth, blocks, documents, parameters, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
             CHUNKS, PACKED, ROWS * CONSUMERS, KEYS,
         )  # fmt: skip
-        x += c * ROWS
+        x = x_block + c * ROWS
         row += c * ROWS
-        low, high = interval_bounds(
-            x + gl.arange(0, ROWS, row_layout), own_keys, left, right, parameters, CHUNKS
-        )  # fmt: skip
+        i = x + gl.arange(0, ROWS, row_layout)
+        low, high = interval_bounds(i, own_keys, left, right, parameters, CHUNKS)
+        # Tiles of columns follow at once, while the last tile's values are still held: then none is let pass before them.
+        first, uncut, cut, end = own_tiles(
+            x, stop, own_keys, begin, tiles, left, right, parameters, CHUNKS, ROWS, KEYS, SIDES > 0 or EXTRA > 0
+        )
+        for _ in range(end, tiles):
+            _skip(k_ready, k_empty, v_ready, v_empty, turn, step, c, used, TURNS)
+            used += 1
+            step += 1
 
         # The last tile alone: its product has none to hide behind.
         mbarrier.wait(q_ready.index(c), phase)
@@ -177,45 +202,92 @@ def _attend(
         logits = warpgroup_mma(q_tile, k_tiles.index(slot).permute((1, 0)), blank, use_acc=False, is_async=True)
         logits = warpgroup_mma_wait(0, deps=(logits,))
         mbarrier.arrive(k_empty.index(slot))
-        start = begin + (tiles - 1) * KEYS
-        logits = _mask(logits, start, low, high)
+        start = begin + (end - 1) * KEYS
+        logits = hide(logits, place_keys(start, own_keys, positions, s_layout, KEYS, "both"), low, high, "both")
         top = gl.full([ROWS], float("-inf"), gl.float32, row_layout)
         weights, _, top, total = _weights(logits, top, gl.zeros([ROWS], gl.float32, row_layout), scale, True)
         p = narrowed(weights, p_layout, ELEMENT)
         acc = gl.zeros([ROWS, D], gl.float32, o_layout)
         used += 1
+        held = own_keys - start
 
-        for tile in range(tiles - 2, gl.minimum(free_stop, tiles - 1) - 1, -1):
+        for tile in range(end - 2, gl.minimum(cut, end - 1) - 1, -1):
             p, acc, top, total = _step(
                 q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
-                begin + tile * KEYS, own_keys, p, acc, top, total, low, high, scale, True, PACKED, TURNS,
+                begin + tile * KEYS, own_keys, held, p, acc, top, total, low, high, positions, scale,
+                "high", PACKED, TURNS,
             )  # fmt: skip
+            held = own_keys - begin - tile * KEYS
             used += 1
             step += 1
-        for tile in range(gl.minimum(free_stop, tiles - 1) - 1, masked_left - 1, -1):
+        for tile in range(gl.minimum(cut, end - 1) - 1, uncut - 1, -1):
             p, acc, top, total = _step(
                 q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
-                begin + tile * KEYS, own_keys, p, acc, top, total, low, high, scale, False, PACKED, TURNS,
+                begin + tile * KEYS, own_keys, held, p, acc, top, total, low, high, positions, scale,
+                "none", PACKED, TURNS,
             )  # fmt: skip
+            held = own_keys - begin - tile * KEYS
             used += 1
             step += 1
-        for tile in range(gl.minimum(masked_left, tiles - 1) - 1, -1, -1):
+        for tile in range(gl.minimum(uncut, end - 1) - 1, first - 1, -1):
             p, acc, top, total = _step(
                 q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
-                begin + tile * KEYS, own_keys, p, acc, top, total, low, high, scale, True, PACKED, TURNS,
+                begin + tile * KEYS, own_keys, held, p, acc, top, total, low, high, positions, scale,
+                "both", PACKED, TURNS,
             )  # fmt: skip
+            held = own_keys - begin - tile * KEYS
             used += 1
             step += 1
+        if SIDES > 0:
+            column, whole, column_stop = column_run(column_ranges, block, 0, KEYS)
+            for at in range(column, whole, KEYS):
+                p, acc, top, total = _step(
+                    q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
+                    at, column_stop, held, p, acc, top, total, low, high, positions, scale, "none", PACKED, TURNS,
+                )  # fmt: skip
+                held = KEYS
+                used += 1
+                step += 1
+            for at in range(whole, column_stop, KEYS):
+                p, acc, top, total = _step(
+                    q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
+                    at, column_stop, held, p, acc, top, total, low, high, positions, scale, "before", PACKED, TURNS,
+                )  # fmt: skip
+                held = column_stop - at
+                used += 1
+                step += 1
+        if SIDES > 1:
+            column, _, column_stop = column_run(column_ranges, block, 1, KEYS)
+            for at in range(column, column_stop, KEYS):
+                p, acc, top, total = _step(
+                    q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
+                    at, column_stop, held, p, acc, top, total, low, high, positions, scale, "after", PACKED, TURNS,
+                )  # fmt: skip
+                held = column_stop - at
+                used += 1
+                step += 1
+        if EXTRA > 0:
+            at_first, extra_stop, _ = extra_run(x_block, stop, document, documents, extra_block, EXTRA, PACKED)
+            own_extra = i // extra_block * EXTRA
+            for at in range(at_first, extra_stop, KEYS):
+                p, acc, top, total = _step(
+                    q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
+                    at, extra_stop, held, p, acc, top, total, own_extra, own_extra + EXTRA, positions, scale,
+                    "both", PACKED, TURNS,
+                )  # fmt: skip
+                held = extra_stop - at
+                used += 1
+                step += 1
         mbarrier.arrive(q_empty.index(c))
         phase ^= 1
 
-        # The first tile's values, and the result; a query without keys gets 0 and -inf.
+        # The values of the tile that came last, and the result; a query without keys gets 0 and -inf.
         before = (used - 1) % SLOTS
         mbarrier.wait(v_ready.index(before), (used - 1) // SLOTS & 1)
-        if PACKED and begin + KEYS > own_keys:
-            clean(v_tiles.index(before), begin, 0, own_keys)
+        if PACKED and held < KEYS:
+            clean(v_tiles.index(before), 0, 0, held)
         acc = warpgroup_mma(p, v_tiles.index(before), acc, is_async=True)
-        inside = x + gl.arange(0, ROWS, row_layout) < stop
+        inside = i < stop
         rows = row + gl.arange(0, ROWS, row_layout)
         share = 1.0 / gl.where(total == 0.0, 1.0, total)
         share = gl.convert_layout(share, gl.SliceLayout(1, o_layout))
@@ -223,6 +295,10 @@ def _attend(
         gl.store(lse_at, (top + gl.log2(gl.maximum(total, 1.0))) * 0.6931471805599453, mask=inside)
         acc, p = warpgroup_mma_wait(0, deps=(acc, p))
         mbarrier.arrive(v_empty.index(before))
+        for _ in range(0, first):
+            _skip(k_ready, k_empty, v_ready, v_empty, turn, step, c, used, TURNS)
+            used += 1
+            step += 1
         result = (acc * share[:, None]).to(out_tiles.dtype)
         if PACKED and stop - x < ROWS:  # the next document's rows follow: its warpgroup stores them
             store_rows(out_rows, batch, head, row, stop - x, result, stride_ob, stride_ot, stride_oh)
@@ -235,17 +311,17 @@ def _attend(
     tma.store_wait(0)
 
 
-@gluon.jit(
-    do_not_specialize=["n_queries", "n_keys", "n_blocks", "n_heads", "offset", "total", "left", "right"],
-    do_not_specialize_on_alignment=["n_queries", "n_keys", "n_blocks", "n_heads", "offset", "total", "left", "right"],
-)
+_NUMBERS = ["n_queries", "n_keys", "n_blocks", "n_heads", "offset", "total", "left", "right", "extra_block"]
+
+
+@gluon.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_NUMBERS)
 def forward_kernel(
-    q, k, v, out, out_rows, lse, blocks, documents, parameters,
-    n_blocks, n_heads, n_queries, n_keys, offset, left, right, total, stride_ob, stride_ot, stride_oh, scale,
-    CHUNKS: gl.constexpr, PACKED: gl.constexpr, GROUP: gl.constexpr, SLOTS: gl.constexpr,
-    TURNS: gl.constexpr,
+    q, k, v, column_k, column_v, extra_k, extra_v, out, out_rows, lse,
+    blocks, documents, parameters, column_ranges, positions,
+    n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block, total, stride_ob, stride_ot, stride_oh, scale,
+    CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, PACKED: gl.constexpr, GROUP: gl.constexpr,
+    SLOTS: gl.constexpr, TURNS: gl.constexpr, CONSUMERS: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    CONSUMERS: gl.constexpr = 2
     ROWS: gl.constexpr = q.block_type.shape[2]
     KEYS: gl.constexpr = k.block_type.shape[2]
     D: gl.constexpr = k.block_type.shape[3]
@@ -271,22 +347,84 @@ def forward_kernel(
         mbarrier.init(k_empty.index(s), count=CONSUMERS)
         mbarrier.init(v_ready.index(s), count=1)
         mbarrier.init(v_empty.index(s), count=CONSUMERS)
-    gl.warp_specialize([
-        (_attend, (
-            q_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, turn,
-            out, out_rows, lse, blocks, documents, parameters, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
-            stride_ob, stride_ot, stride_oh, scale, total, 0, CHUNKS, PACKED, TURNS,
-        )),
-        (_attend, (
-            q_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, turn,
-            out, out_rows, lse, blocks, documents, parameters, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
-            stride_ob, stride_ot, stride_oh, scale, total, 1, CHUNKS, PACKED, TURNS,
-        )),
-        (_load, (
-            q, k, v, blocks, documents, parameters, q_tiles, k_tiles, v_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty,
-            n_blocks, n_heads, n_queries, n_keys, offset, left, right, total, CHUNKS, PACKED, GROUP,
-        )),
-    ], [4, 1], [240, 24])  # fmt: skip
+    if CONSUMERS == 2:
+        gl.warp_specialize([
+            (_attend, (
+                q_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, turn,
+                out, out_rows, lse, blocks, documents, parameters, column_ranges, positions,
+                n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
+                stride_ob, stride_ot, stride_oh, scale, total, 0, CHUNKS, SIDES, EXTRA, PACKED, TURNS,
+            )),
+            (_attend, (
+                q_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, turn,
+                out, out_rows, lse, blocks, documents, parameters, column_ranges, positions,
+                n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
+                stride_ob, stride_ot, stride_oh, scale, total, 1, CHUNKS, SIDES, EXTRA, PACKED, TURNS,
+            )),
+            (_load, (
+                q, k, v, column_k, column_v, extra_k, extra_v, blocks, documents, parameters, column_ranges,
+                q_tiles, k_tiles, v_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty,
+                n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block, total, CHUNKS, SIDES, EXTRA, PACKED, GROUP,
+            )),
+        ], [4, 1], [REGISTERS, 24])  # fmt: skip
+    elif CONSUMERS == 3:
+        gl.warp_specialize([
+            (_attend, (
+                q_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, turn,
+                out, out_rows, lse, blocks, documents, parameters, column_ranges, positions,
+                n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
+                stride_ob, stride_ot, stride_oh, scale, total, 0, CHUNKS, SIDES, EXTRA, PACKED, TURNS,
+            )),
+            (_attend, (
+                q_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, turn,
+                out, out_rows, lse, blocks, documents, parameters, column_ranges, positions,
+                n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
+                stride_ob, stride_ot, stride_oh, scale, total, 1, CHUNKS, SIDES, EXTRA, PACKED, TURNS,
+            )),
+            (_attend, (
+                q_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, turn,
+                out, out_rows, lse, blocks, documents, parameters, column_ranges, positions,
+                n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
+                stride_ob, stride_ot, stride_oh, scale, total, 2, CHUNKS, SIDES, EXTRA, PACKED, TURNS,
+            )),
+            (_load, (
+                q, k, v, column_k, column_v, extra_k, extra_v, blocks, documents, parameters, column_ranges,
+                q_tiles, k_tiles, v_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty,
+                n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block, total, CHUNKS, SIDES, EXTRA, PACKED, GROUP,
+            )),
+        ], [4, 4, 1], [REGISTERS, REGISTERS, 24])  # fmt: skip
+    else:
+        gl.warp_specialize([
+            (_attend, (
+                q_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, turn,
+                out, out_rows, lse, blocks, documents, parameters, column_ranges, positions,
+                n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
+                stride_ob, stride_ot, stride_oh, scale, total, 0, CHUNKS, SIDES, EXTRA, PACKED, TURNS,
+            )),
+            (_attend, (
+                q_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, turn,
+                out, out_rows, lse, blocks, documents, parameters, column_ranges, positions,
+                n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
+                stride_ob, stride_ot, stride_oh, scale, total, 1, CHUNKS, SIDES, EXTRA, PACKED, TURNS,
+            )),
+            (_attend, (
+                q_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, turn,
+                out, out_rows, lse, blocks, documents, parameters, column_ranges, positions,
+                n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
+                stride_ob, stride_ot, stride_oh, scale, total, 2, CHUNKS, SIDES, EXTRA, PACKED, TURNS,
+            )),
+            (_attend, (
+                q_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, turn,
+                out, out_rows, lse, blocks, documents, parameters, column_ranges, positions,
+                n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
+                stride_ob, stride_ot, stride_oh, scale, total, 3, CHUNKS, SIDES, EXTRA, PACKED, TURNS,
+            )),
+            (_load, (
+                q, k, v, column_k, column_v, extra_k, extra_v, blocks, documents, parameters, column_ranges,
+                q_tiles, k_tiles, v_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty,
+                n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block, total, CHUNKS, SIDES, EXTRA, PACKED, GROUP,
+            )),
+        ], [4, 4, 4, 1], [REGISTERS, REGISTERS, REGISTERS, 24])  # fmt: skip
 
 
 def forward(inputs: Inputs, where: Geometry, scale: float) -> tuple[Tensor, Tensor]:
@@ -297,23 +435,27 @@ def forward(inputs: Inputs, where: Geometry, scale: float) -> tuple[Tensor, Tens
     lse = torch.empty((batch, n_queries, n_heads), dtype=torch.float32, device=q.device)
     assert where.main is not None
     constants = forward_constants(where, n_heads // k.shape[2], head_dim)
-    n_blocks, table = where.blocks(where.main, 2 * ROWS, "q", q.device)
+    rows, keys = ROWS * constants["CONSUMERS"], constants.pop("KEYS")
+    n_blocks, table = where.blocks(where.main, rows, "q", q.device)
     total = n_blocks * n_heads * batch
     if total == 0:
         return out, lse
     forward_kernel[(min(total, programs_of(q.device)),)](
-        head_first(q, ROWS), head_first(k, KEYS), head_first(v, KEYS), head_first(out, ROWS), out, lse,
-        table, where.document_table(q.device), where.numbers(q.device),
-        n_blocks, n_heads, n_queries, k.shape[1], k.shape[1] - n_queries, where.left, where.right, total,
-        out.stride(0), out.stride(1), out.stride(2), scale * LOG2_E,
-        **constants, num_warps=4,
+        q=head_first(q, ROWS), k=head_first(k, keys), v=head_first(v, keys), out=head_first(out, ROWS),
+        out_rows=out, lse=lse, blocks=table, documents=where.document_table(q.device), parameters=where.numbers(q.device),
+        n_blocks=n_blocks, n_heads=n_heads, n_queries=n_queries, n_keys=k.shape[1], offset=k.shape[1] - n_queries,
+        left=where.left, right=where.right, total=total,
+        stride_ob=out.stride(0), stride_ot=out.stride(1), stride_oh=out.stride(2), scale=scale * LOG2_E,
+        **constants | beside(inputs, where, rows, keys), num_warps=4,
     )  # fmt: skip
     return out, lse
 
 
 def forward_constants(where: Geometry, group: int, head_dim: int) -> dict[str, Any]:
-    """What the kernel is compiled for. Taking turns pays where products take longer than powers."""
-    return {
-        "CHUNKS": where.chunks, "PACKED": where.packed, "GROUP": group,
-        "SLOTS": 2 if head_dim == 128 else 4, "TURNS": head_dim == 128,
-    }  # fmt: skip
+    """What the kernel is compiled for, and the number of keys of a tile."""
+    shape = (
+        {"KEYS": 128, "SLOTS": 2, "TURNS": True, "CONSUMERS": 2, "REGISTERS": 240}
+        if head_dim == 128
+        else {"KEYS": 64, "SLOTS": 4, "TURNS": False, "CONSUMERS": 3, "REGISTERS": 160}
+    )
+    return shape | {"CHUNKS": where.chunks, "PACKED": where.packed, "GROUP": group, **beside_constants(where)}
