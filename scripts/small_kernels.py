@@ -2,16 +2,21 @@
 
 compute-sanitizer --tool memcheck --error-exitcode 1 python scripts/small_kernels.py
 compute-sanitizer --tool racecheck --error-exitcode 1 python scripts/small_kernels.py
+
+Patterns may be named instead of those below. On Hopper the first two go through its own kernels.
 """
 
+import sys
+from itertools import product
 from typing import Any
 
 import torch
 
-from sparse_attn import attention, parse
+from sparse_attn import Anchors, attention, parse
 
 PATTERNS = (
     "window(100)",
+    "window(60) | sinks(3) | strided(9) | anchors(64, block=128)",
     "chunked(70) | sinks(3) | strided(37) | random(2) | anchors(5, block=32)",
     "window(40) | dilated(9, 5) | global((3, 150, 151))",
 )
@@ -19,13 +24,13 @@ PATTERNS = (
 
 def main() -> None:
     torch.manual_seed(0)
-    for text in PATTERNS:
+    for text in sys.argv[1:] or PATTERNS:
         pattern = parse(text)
-        for T, S, causal in ((203, 259, True), (203, 203, False)):
-            rows = -(-S // 32)
-            sizes: dict[str, tuple[int, ...]] = {"q": (T, 4, 64), "k": (S, 2, 64), "v": (S, 2, 64)}
-            if pattern.extra_keys:
-                sizes |= dict.fromkeys(("extra_k", "extra_v"), (rows, pattern.extra_keys, 2, 64))
+        for D, (T, S, causal) in product((64, 128), ((203, 259, True), (203, 203, False))):
+            sizes: dict[str, tuple[int, ...]] = {"q": (T, 4, D), "k": (S, 2, D), "v": (S, 2, D)}
+            summaries = next((term for term in pattern.terms if isinstance(term, Anchors)), None)
+            if summaries is not None:
+                sizes |= dict.fromkeys(("extra_k", "extra_v"), (-(-S // summaries.block), summaries.r, 2, D))
             tensors: dict[str, Any] = {
                 name: torch.randn(1, *size, device="cuda", dtype=torch.bfloat16, requires_grad=True)
                 for name, size in sizes.items()
@@ -34,7 +39,7 @@ def main() -> None:
             out.sum().backward()
             torch.cuda.synchronize()
             assert all(torch.isfinite(tensor.grad).all() for tensor in tensors.values())
-            print(f"{text}: {T} queries, {S} keys, {'causal' if causal else 'bidirectional'}")
+            print(f"{text}, D {D}: {T} queries, {S} keys, {'causal' if causal else 'bidirectional'}")
 
 
 if __name__ == "__main__":
