@@ -27,7 +27,12 @@ CASES = [
     ("window(600)", 300, 900, False, None),
     ("full()", 200, 900, True, None),
     ("window(20) | chunked(100)", 250, 250, True, None),
+    ("window(30) | sinks(3) | strided(7)", 280, 300, True, None),
+    ("window(30) | sinks(3) | strided(2)", 500, 500, False, None),
+    ("window(20) | chunked(64) | sinks(9)", 260, 300, True, None),
+    ("window(40) | anchors(24, block=64) | sinks(2)", 270, 290, True, None),
     ("window(40)", 300, 340, True, ([0, 10, 10, 141, 300], [0, 10, 20, 170, 340])),
+    ("window(30) | anchors(40, block=32) | sinks(3) | strided(9)", 300, 300, True, ([0, 90, 91, 300],) * 2),
 ]
 
 

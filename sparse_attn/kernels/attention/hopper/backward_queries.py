@@ -149,6 +149,7 @@ def _compute(
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     row_layout: gl.constexpr = gl.SliceLayout(1, s_layout)
+    COLUMNS: gl.constexpr = "before" if SIDES == 1 else "beside"
     q_tile = q_tiles.index(c)
     d_tile = d_tiles.index(c)
     used = 0
@@ -206,7 +207,7 @@ def _compute(
             for at in range(whole, column_stop, KEYS):
                 held, dq = _step(
                     q_tile, d_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, used, first, at, column_stop,
-                    held, dq, lse_row, delta_row, low, high, positions, scale2, "before", PACKED,
+                    held, dq, lse_row, delta_row, low, high, positions, scale2, COLUMNS, PACKED,
                 )  # fmt: skip
                 used += 1
         if SIDES > 1:
@@ -214,7 +215,7 @@ def _compute(
             for at in range(column, column_stop, KEYS):
                 held, dq = _step(
                     q_tile, d_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, used, first, at, column_stop,
-                    held, dq, lse_row, delta_row, low, high, positions, scale2, "after", PACKED,
+                    held, dq, lse_row, delta_row, low, high, positions, scale2, "beside", PACKED,
                 )  # fmt: skip
                 used += 1
         if EXTRA > 0:

@@ -136,17 +136,15 @@ def place_keys(start, stop, positions, layout: gl.constexpr, KEYS: gl.constexpr,
     """Where the keys of a tile stand: numbers from `start` on, of columns their positions, of those from `stop` on
     one that `hide` hides."""
     j = start + gl.arange(0, KEYS, gl.SliceLayout(0, layout))
-    if KIND == "before":
+    if KIND == "before" or KIND == "beside":
         j = gl.load(positions + j, mask=j < stop, other=2147483647)
-    if KIND == "after":
-        j = gl.load(positions + j, mask=j < stop, other=-1)
     return j
 
 
 @gluon.jit
 def hide(logits, j, low, high, KIND: gl.constexpr):
-    """-inf for keys that a row does not see. KIND says which it may not: "none"; "high": those from its `high` on;
-    "both": those outside low .. high; columns "before" the interval are those under `low`, "after" it those from `high` on.
+    """-inf for keys that a row does not see. KIND says which it may not: "none"; "high": those from its `high` on; "both":
+    those outside low .. high; columns that do not stand "before" its interval, or not "beside" it, on either side.
     """
     if KIND != "none":
         low = forgotten(low)  # or the comparisons are made, and kept, before there are logits
@@ -160,7 +158,8 @@ def hide(logits, j, low, high, KIND: gl.constexpr):
     elif KIND == "before":
         seen = gl.where(j[None, :] < low[:, None], logits, float("-inf"))
     else:
-        seen = gl.where(j[None, :] >= high[:, None], logits, float("-inf"))
+        after = (j[None, :] >= high[:, None]) & (j < 2147483647)[None, :]
+        seen = gl.where((j[None, :] < low[:, None]) | after, logits, float("-inf"))
     return seen
 
 

@@ -171,6 +171,7 @@ def _attend(
     p_layout: gl.constexpr = gl.DotOperandLayout(0, o_layout, 2)
     ELEMENT: gl.constexpr = v_tiles.dtype
     row_layout: gl.constexpr = gl.SliceLayout(1, s_layout)
+    COLUMNS: gl.constexpr = "before" if SIDES == 1 else "beside"
     out_tile = out_tiles.index(c)
     used = 0
     step = 0
@@ -251,7 +252,7 @@ def _attend(
             for at in range(whole, column_stop, KEYS):
                 p, acc, top, total = _step(
                     q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
-                    at, column_stop, held, p, acc, top, total, low, high, positions, scale, "before", PACKED, TURNS,
+                    at, column_stop, held, p, acc, top, total, low, high, positions, scale, COLUMNS, PACKED, TURNS,
                 )  # fmt: skip
                 held = column_stop - at
                 used += 1
@@ -261,7 +262,7 @@ def _attend(
             for at in range(column, column_stop, KEYS):
                 p, acc, top, total = _step(
                     q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
-                    at, column_stop, held, p, acc, top, total, low, high, positions, scale, "after", PACKED, TURNS,
+                    at, column_stop, held, p, acc, top, total, low, high, positions, scale, "beside", PACKED, TURNS,
                 )  # fmt: skip
                 held = column_stop - at
                 used += 1
