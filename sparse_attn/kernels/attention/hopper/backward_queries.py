@@ -97,7 +97,9 @@ def _step(
     )  # the first tile stands in: it is there, and its weights are 0
     j = place_keys(start, stop, positions, s_layout, KEYS, KIND)
     mbarrier.wait(k_ready.index(slot), phase)
-    if PACKED and start + KEYS > stop:
+    if (
+        PACKED and KIND != "none" and start + KEYS > stop
+    ):  # a branch costs instructions: only last tiles are masked and short
         clean(k_tiles.index(slot), start, 0, stop)
     blank = gl.zeros([ROWS, KEYS], gl.float32, s_layout)
     logits = warpgroup_mma(q, k_tiles.index(slot).permute((1, 0)), blank, use_acc=False, is_async=True)

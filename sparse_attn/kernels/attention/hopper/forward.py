@@ -100,9 +100,12 @@ def _weights(logits, top, total, scale, MASKED: gl.constexpr):
 @gluon.jit
 def _step(
     q, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used, start, stop, held_keys,
-    p, acc, top, total, low, high, positions, scale, KIND: gl.constexpr, PACKED: gl.constexpr, TURNS: gl.constexpr,
+    p, acc, top, total, low, high, positions, scale, KIND: gl.constexpr, CLEAN: gl.constexpr, TURNS: gl.constexpr,
 ):  # fmt: skip
-    """Tile number `used` of the ring joins the softmax, and the tile before it, of `held_keys` keys, the output."""
+    """Tile number `used` of the ring joins the softmax, and the tile before it, of `held_keys` keys, the output.
+
+    CLEAN: that tile may hold another document's rows. A branch that p passes costs instructions in every step.
+    """
     SLOTS: gl.constexpr = k_tiles.type.shape[0]
     KEYS: gl.constexpr = k_tiles.type.shape[1]
     ROWS: gl.constexpr = acc.shape[0]
@@ -119,7 +122,7 @@ def _step(
     blank = gl.zeros([ROWS, KEYS], gl.float32, s_layout)
     logits = warpgroup_mma(q, k_tiles.index(slot).permute((1, 0)), blank, use_acc=False, is_async=True)
     mbarrier.wait(v_ready.index(before), (used - 1) // SLOTS & 1)
-    if PACKED and held_keys < KEYS:
+    if CLEAN and held_keys < KEYS:
         clean(v_tiles.index(before), 0, 0, held_keys)
     acc = warpgroup_mma(p, v_tiles.index(before), acc, is_async=True)
     if TURNS:
@@ -209,34 +212,34 @@ def _attend(
         weights, _, top, total = _weights(logits, top, gl.zeros([ROWS], gl.float32, row_layout), scale, True)
         p = narrowed(weights, p_layout, ELEMENT)
         acc = gl.zeros([ROWS, D], gl.float32, o_layout)
+        if PACKED and start + KEYS > own_keys:  # only the last tile reaches into the next document
+            mbarrier.wait(v_ready.index(slot), used // SLOTS & 1)
+            clean(v_tiles.index(slot), start, 0, own_keys)
         used += 1
-        held = own_keys - start
+        held = KEYS
 
         for tile in range(end - 2, gl.minimum(cut, end - 1) - 1, -1):
             p, acc, top, total = _step(
                 q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
                 begin + tile * KEYS, own_keys, held, p, acc, top, total, low, high, positions, scale,
-                "high", PACKED, TURNS,
+                "high", False, TURNS,
             )  # fmt: skip
-            held = own_keys - begin - tile * KEYS
             used += 1
             step += 1
         for tile in range(gl.minimum(cut, end - 1) - 1, uncut - 1, -1):
             p, acc, top, total = _step(
                 q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
                 begin + tile * KEYS, own_keys, held, p, acc, top, total, low, high, positions, scale,
-                "none", PACKED, TURNS,
+                "none", False, TURNS,
             )  # fmt: skip
-            held = own_keys - begin - tile * KEYS
             used += 1
             step += 1
         for tile in range(gl.minimum(uncut, end - 1) - 1, first - 1, -1):
             p, acc, top, total = _step(
                 q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
                 begin + tile * KEYS, own_keys, held, p, acc, top, total, low, high, positions, scale,
-                "both", PACKED, TURNS,
+                "both", False, TURNS,
             )  # fmt: skip
-            held = own_keys - begin - tile * KEYS
             used += 1
             step += 1
         if SIDES > 0:
@@ -244,15 +247,14 @@ def _attend(
             for at in range(column, whole, KEYS):
                 p, acc, top, total = _step(
                     q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
-                    at, column_stop, held, p, acc, top, total, low, high, positions, scale, "none", PACKED, TURNS,
+                    at, column_stop, held, p, acc, top, total, low, high, positions, scale, "none", False, TURNS,
                 )  # fmt: skip
-                held = KEYS
                 used += 1
                 step += 1
             for at in range(whole, column_stop, KEYS):
                 p, acc, top, total = _step(
                     q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
-                    at, column_stop, held, p, acc, top, total, low, high, positions, scale, COLUMNS, PACKED, TURNS,
+                    at, column_stop, held, p, acc, top, total, low, high, positions, scale, COLUMNS, False, TURNS,
                 )  # fmt: skip
                 held = column_stop - at
                 used += 1
