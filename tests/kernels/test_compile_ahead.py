@@ -52,7 +52,8 @@ def test_anchors_on_hopper() -> None:
 
 def test_the_usual_shape_on_hopper_in_gluon() -> None:
     kernels = ("hopper_forward", "hopper_backward_keys")
-    compile_for("--capabilities", "9.0", "--head-dims", "128", "--dtypes", "bf16", "--kernels", *kernels)
+    usual = ("--head-dims", "128", "--dtypes", "bf16", "--parts", "union")
+    compile_for("--capabilities", "9.0", "--kernels", *kernels, *usual)
 
 
 @pytest.mark.slow

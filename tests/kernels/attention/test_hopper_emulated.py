@@ -85,6 +85,34 @@ def test_against_the_oracle(text: str, T: int, S: int, causal: bool, bounds: Any
     assert max(errors.values()) < 8e-3, errors
 
 
+@pytest.mark.parametrize("D", [64, 128])
+def test_a_bad_document_reaches_no_other(D: int) -> None:
+    bounds = (0, 90, 200, 330)
+    where = geometry(
+        parse("window(40) | sinks(3) | strided(9) | anchors(24, block=32)"), 330, 330, True, bounds, bounds
+    )
+    extra_rows = (0, 3 * 24, 7 * 24, 12 * 24)
+    sizes = ((330, 2), (330, 1), (330, 1), (extra_rows[-1], 1), (extra_rows[-1], 1))
+    tensors = [torch.randn(1, *size, D).bfloat16() for size in sizes]
+    d_out, lse2, delta = torch.randn(1, 330, 2, D).bfloat16(), torch.randn(1, 2, 336) + 9.0, torch.randn(1, 2, 336)
+
+    def run() -> list[torch.Tensor]:
+        inputs, gradients = Inputs(*tensors), Gradients(d_out, lse2, delta)
+        with emulated(MODULES, seed=D):
+            out, lse = FORWARD.forward(inputs, where, 0.1)
+            dq = QUERIES.backward_queries(inputs, gradients, where, 0.1)
+            return [out, lse, dq, *KEYS.backward_keys(inputs, gradients, where, 0.1)]
+
+    before = run()
+    for tensor, edges in zip((*tensors, d_out), (bounds, bounds, bounds, extra_rows, extra_rows, bounds), strict=True):
+        tensor[:, edges[1] : edges[2]] = float("nan")
+    lse2[:, :, 90:200] = delta[:, :, 90:200] = float("nan")
+    for good, now in zip(before, run(), strict=True):
+        for rows in (slice(0, 90), slice(200, 330)):
+            assert good[:, rows].isfinite().all()
+            assert torch.equal(good[:, rows], now[:, rows])
+
+
 @gluon.jit
 def _give(barrier, tile, answer):
     tile.store(gl.full([4], 1.0, gl.float32))

@@ -1,4 +1,4 @@
-"""Backward kernel for queries on Hopper: the interval's part of `kernels/attention/backward_queries.py`.
+"""Backward kernel for queries on Hopper: interval, columns and extra keys of `kernels/attention/backward_queries.py`.
 
     s = log2(e) * scale * q k^T;  p = 2^(s - lse2);  dq = scale * sum ds k,  ds = p * (dout v^T - delta)
 

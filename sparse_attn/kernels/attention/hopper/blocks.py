@@ -184,7 +184,7 @@ def locate_keys(
 
 @gluon.jit
 def forgotten(number):
-    """The same number, of which the compiler knows nothing: what is computed from it again was not kept in registers."""
+    """The same numbers, of which the compiler knows nothing: what is computed from them is computed from here on."""
     return gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [number], dtype=gl.int32, is_pure=False, pack=1)
 
 

@@ -1,16 +1,17 @@
-"""Forward kernel for Hopper: the interval's part of `kernels/attention/forward.py`, with one warp that only loads.
+"""Forward kernel for Hopper: interval, columns and extra keys of `kernels/attention/forward.py`, with one warp that only loads.
 
-The mathematics is that of the portable kernel. A program holds two warpgroups of 64 query rows each, and one warp that
-keeps the copy engine busy:
+The mathematics is that of the portable kernel. A program holds warpgroups of 64 query rows each, and one warp that keeps the
+copy engine busy:
 
     loader        K(0) V(0) K(1) V(1) ...        into a ring of slots; a slot's K and V have barriers of their own
     warpgroups    s(i+1) = q k(i+1)^T  is issued, then  acc += p(i) v(i);  while the second product runs, the softmax of
                   s(i+1) is computed; then acc is corrected and p(i+1) narrowed, in registers
 
-Tiles are walked from the last to the first: tiles that the right edge of the interval cuts (masked), tiles that all rows
-see, tiles that its left edge cuts (masked). Programs are persistent: each takes every n-th block, and the loader runs
-ahead into the next block while the last one is divided, narrowed and stored through a shared tile of its own.
-Registers: 64 x 128 logits and 64 x D sums in float32 are 64 + D / 2 a thread, the narrowed weights 32 more.
+The interval's tiles are walked from the last to the first: tiles that its right edge cuts (masked), tiles that all of a
+warpgroup's rows see, tiles that its left edge cuts (masked); those that none of them sees it lets pass. Tiles of gathered
+columns and of extra keys follow in the same ring. Programs are persistent: each takes every n-th block, and the loader runs ahead
+into the next block while the last one is divided, narrowed and stored through a shared tile of its own.
+Registers: 64 x KEYS logits and 64 x D sums in float32 are KEYS / 2 + D / 2 a thread, the narrowed weights KEYS / 4 more.
 """
 
 from typing import Any
@@ -455,7 +456,11 @@ def forward(inputs: Inputs, where: Geometry, scale: float) -> tuple[Tensor, Tens
 
 
 def forward_constants(where: Geometry, group: int, head_dim: int) -> dict[str, Any]:
-    """What the kernel is compiled for, and the number of keys of a tile."""
+    """What the kernel is compiled for, and the number of keys of a tile.
+
+    At head dim 128 products take longer than powers, and warpgroups gain by taking turns at issuing them; at 64 powers and
+    instructions take as long, and more warps cover each other's waits.
+    """
     shape = (
         {"KEYS": 128, "SLOTS": 2, "TURNS": True, "CONSUMERS": 2, "REGISTERS": 240}
         if head_dim == 128
