@@ -53,11 +53,16 @@ ROWS = 64  # of a warpgroup
 
 @gluon.jit
 def _load(
-    q, k, v, column_k, column_v, extra_k, extra_v, blocks, documents, parameters, column_ranges,
-    q_tiles, k_tiles, v_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty,
-    n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block, total,
+    sources, queries, ring, where,
     CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, PACKED: gl.constexpr, GROUP: gl.constexpr,
 ):  # fmt: skip
+    q, k, v, column_k, column_v, extra_k, extra_v = sources
+    q_tiles, q_ready, q_empty = queries
+    k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty = ring
+    (
+        blocks, documents, parameters, column_ranges, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
+        extra_block, total,
+    ) = where  # fmt: skip
     ROWS: gl.constexpr = q.block_type.shape[2]
     KEYS: gl.constexpr = k.block_type.shape[2]
     CONSUMERS: gl.constexpr = q_tiles.type.shape[0]
@@ -159,12 +164,16 @@ def _skip(k_ready, k_empty, v_ready, v_empty, turn, step, c, used, TURNS: gl.con
 
 @gluon.jit
 def _attend(
-    q_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, turn,
-    out, out_rows, lse, blocks, documents, parameters, column_ranges, positions,
-    n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
-    stride_ob, stride_ot, stride_oh, scale, total_blocks, c,
+    queries, ring, results, where, c,
     CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, PACKED: gl.constexpr, TURNS: gl.constexpr,
 ):  # fmt: skip
+    q_tiles, q_ready, q_empty = queries
+    k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty = ring
+    out_tiles, turn, out, out_rows, lse, positions, stride_ob, stride_ot, stride_oh, scale = results
+    (
+        blocks, documents, parameters, column_ranges, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
+        extra_block, total_blocks,
+    ) = where  # fmt: skip
     SLOTS: gl.constexpr = k_tiles.type.shape[0]
     KEYS: gl.constexpr = k_tiles.type.shape[1]
     CONSUMERS: gl.constexpr = q_tiles.type.shape[0]
@@ -351,84 +360,27 @@ def forward_kernel(
         mbarrier.init(k_empty.index(s), count=CONSUMERS)
         mbarrier.init(v_ready.index(s), count=1)
         mbarrier.init(v_empty.index(s), count=CONSUMERS)
+    ring = (k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty)
+    queries = (q_tiles, q_ready, q_empty)
+    results = (out_tiles, turn, out, out_rows, lse, positions, stride_ob, stride_ot, stride_oh, scale)
+    where = (
+        blocks, documents, parameters, column_ranges, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
+        extra_block, total,
+    )  # fmt: skip
+    sources = (q, k, v, column_k, column_v, extra_k, extra_v)
     if CONSUMERS == 2:
         gl.warp_specialize([
-            (_attend, (
-                q_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, turn,
-                out, out_rows, lse, blocks, documents, parameters, column_ranges, positions,
-                n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
-                stride_ob, stride_ot, stride_oh, scale, total, 0, CHUNKS, SIDES, EXTRA, PACKED, TURNS,
-            )),
-            (_attend, (
-                q_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, turn,
-                out, out_rows, lse, blocks, documents, parameters, column_ranges, positions,
-                n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
-                stride_ob, stride_ot, stride_oh, scale, total, 1, CHUNKS, SIDES, EXTRA, PACKED, TURNS,
-            )),
-            (_load, (
-                q, k, v, column_k, column_v, extra_k, extra_v, blocks, documents, parameters, column_ranges,
-                q_tiles, k_tiles, v_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty,
-                n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block, total, CHUNKS, SIDES, EXTRA, PACKED, GROUP,
-            )),
+            (_attend, (queries, ring, results, where, 0, CHUNKS, SIDES, EXTRA, PACKED, TURNS)),
+            (_attend, (queries, ring, results, where, 1, CHUNKS, SIDES, EXTRA, PACKED, TURNS)),
+            (_load, (sources, queries, ring, where, CHUNKS, SIDES, EXTRA, PACKED, GROUP)),
         ], [4, 1], [REGISTERS, 24])  # fmt: skip
-    elif CONSUMERS == 3:
-        gl.warp_specialize([
-            (_attend, (
-                q_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, turn,
-                out, out_rows, lse, blocks, documents, parameters, column_ranges, positions,
-                n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
-                stride_ob, stride_ot, stride_oh, scale, total, 0, CHUNKS, SIDES, EXTRA, PACKED, TURNS,
-            )),
-            (_attend, (
-                q_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, turn,
-                out, out_rows, lse, blocks, documents, parameters, column_ranges, positions,
-                n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
-                stride_ob, stride_ot, stride_oh, scale, total, 1, CHUNKS, SIDES, EXTRA, PACKED, TURNS,
-            )),
-            (_attend, (
-                q_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, turn,
-                out, out_rows, lse, blocks, documents, parameters, column_ranges, positions,
-                n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
-                stride_ob, stride_ot, stride_oh, scale, total, 2, CHUNKS, SIDES, EXTRA, PACKED, TURNS,
-            )),
-            (_load, (
-                q, k, v, column_k, column_v, extra_k, extra_v, blocks, documents, parameters, column_ranges,
-                q_tiles, k_tiles, v_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty,
-                n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block, total, CHUNKS, SIDES, EXTRA, PACKED, GROUP,
-            )),
-        ], [4, 4, 1], [REGISTERS, REGISTERS, 24])  # fmt: skip
     else:
         gl.warp_specialize([
-            (_attend, (
-                q_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, turn,
-                out, out_rows, lse, blocks, documents, parameters, column_ranges, positions,
-                n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
-                stride_ob, stride_ot, stride_oh, scale, total, 0, CHUNKS, SIDES, EXTRA, PACKED, TURNS,
-            )),
-            (_attend, (
-                q_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, turn,
-                out, out_rows, lse, blocks, documents, parameters, column_ranges, positions,
-                n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
-                stride_ob, stride_ot, stride_oh, scale, total, 1, CHUNKS, SIDES, EXTRA, PACKED, TURNS,
-            )),
-            (_attend, (
-                q_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, turn,
-                out, out_rows, lse, blocks, documents, parameters, column_ranges, positions,
-                n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
-                stride_ob, stride_ot, stride_oh, scale, total, 2, CHUNKS, SIDES, EXTRA, PACKED, TURNS,
-            )),
-            (_attend, (
-                q_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, turn,
-                out, out_rows, lse, blocks, documents, parameters, column_ranges, positions,
-                n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
-                stride_ob, stride_ot, stride_oh, scale, total, 3, CHUNKS, SIDES, EXTRA, PACKED, TURNS,
-            )),
-            (_load, (
-                q, k, v, column_k, column_v, extra_k, extra_v, blocks, documents, parameters, column_ranges,
-                q_tiles, k_tiles, v_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty,
-                n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block, total, CHUNKS, SIDES, EXTRA, PACKED, GROUP,
-            )),
-        ], [4, 4, 4, 1], [REGISTERS, REGISTERS, REGISTERS, 24])  # fmt: skip
+            (_attend, (queries, ring, results, where, 0, CHUNKS, SIDES, EXTRA, PACKED, TURNS)),
+            (_attend, (queries, ring, results, where, 1, CHUNKS, SIDES, EXTRA, PACKED, TURNS)),
+            (_attend, (queries, ring, results, where, 2, CHUNKS, SIDES, EXTRA, PACKED, TURNS)),
+            (_load, (sources, queries, ring, where, CHUNKS, SIDES, EXTRA, PACKED, GROUP)),
+        ], [4, 4, 1], [REGISTERS, REGISTERS, 24])  # fmt: skip
 
 
 def forward(inputs: Inputs, where: Geometry, scale: float) -> tuple[Tensor, Tensor]:
