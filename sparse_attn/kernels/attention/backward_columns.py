@@ -128,7 +128,7 @@ def add_backward_columns(
     batch, n_queries, n_heads, head_dim = q.shape
     n_keys, n_kv_heads = inputs.k.shape[1:3]
     tile = backward_columns_tile(capability, head_dim, q.dtype)
-    keys, values = gather_columns(inputs.k, tokens), gather_columns(inputs.v, tokens)
+    keys, values = gather_columns(inputs.k, where), gather_columns(inputs.v, where)
     given = 4 * (q.numel() + inputs.k.numel()) * q.element_size()  # inputs, output and all gradients
     affordable = int(_SHARE * given / (8 * batch * tile.n * n_kv_heads * head_dim))
     most = max(1, min(_PROGRAMS // (n_kv_heads * batch), affordable))

@@ -155,6 +155,10 @@ class Geometry:
             return None
         return positions, self._table(device, "column tokens", lambda: tables.column_tokens(self))
 
+    def even_columns(self) -> slice | None:
+        """The columns' tokens as a slice, if they stand at equal distances."""
+        return self.once("even columns", lambda: tables.even_columns(self))  # type: ignore[no-any-return]
+
     def column_ranges(self, rows: int, device: torch.device) -> Tensor:
         """``[query blocks, groups, 6]``: of the columns before the block's interval the first, the end of those that
         all its queries see, and the end; of those after it the first, the first that all see, and the end."""

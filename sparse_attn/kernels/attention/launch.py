@@ -105,9 +105,14 @@ def _tile_of(count: int, most: int) -> int:
     return min(most, max(16, triton.next_power_of_2(count)))
 
 
-def gather_columns(tensor: Tensor, tokens: Tensor) -> Tensor:
-    """The columns as a short contiguous tensor ``[B, C, Hkv, D]``."""
-    return tensor.index_select(1, tokens)
+def gather_columns(tensor: Tensor, where: Geometry) -> Tensor:
+    """The columns as a short tensor ``[B, C, Hkv, D]``: a view where they stand at equal distances, as sinks do."""
+    evenly = where.even_columns()
+    if evenly is not None:
+        return tensor[:, evenly]
+    columns = where.column_tables(tensor.device)
+    assert columns is not None
+    return tensor.index_select(1, columns[1])
 
 
 def _columns(inputs: Inputs, where: Geometry, walk: Walk, tile: Tile, capability: Capability) -> dict[str, Any]:
@@ -116,7 +121,7 @@ def _columns(inputs: Inputs, where: Geometry, walk: Walk, tile: Tile, capability
         return {}
     positions, tokens = columns
     block = column_tile(where, tile.n)
-    keys, values = gather_columns(inputs.k, tokens), gather_columns(inputs.v, tokens)
+    keys, values = gather_columns(inputs.k, where), gather_columns(inputs.v, where)
     use_tma = can_use_tma(capability, where, walk, keys, values)
     return {
         "column_k": tile_source(keys, block, use_tma), "column_v": tile_source(values, block, use_tma),

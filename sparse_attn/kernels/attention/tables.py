@@ -115,6 +115,15 @@ def column_tokens(where: Geometry) -> Table:
     ).astype(np.int32)
 
 
+def even_columns(where: Geometry) -> slice | None:
+    """The columns' tokens as a slice, if they stand at equal distances."""
+    tokens = column_tokens(where)
+    step = int(tokens[1] - tokens[0]) if len(tokens) > 1 else 1
+    if not len(tokens) or step < 1 or (np.diff(tokens) != step).any():
+        return None
+    return slice(int(tokens[0]), int(tokens[-1]) + 1, step)
+
+
 def column_groups(where: Geometry) -> tuple[slice, ...]:
     """Each group's columns among all of them."""
     counts = [0 if columns is None else len(columns.positions) for columns in _columns(where)]

@@ -26,7 +26,7 @@ from ..tiles import LOG2_E
 from .beside import beside, beside_constants
 from .blocks import (
     clean,
-    column_run,
+    column_runs,
     extra_run,
     hide,
     interval_bounds,
@@ -60,6 +60,7 @@ def _load(
             nth, blocks, documents, parameters, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
             CHUNKS, PACKED, ROWS * CONSUMERS, KEYS,
         )  # fmt: skip
+        runs = column_runs(column_ranges, block, SIDES, KEYS)
         for c in gl.static_range(CONSUMERS):
             ready = q_ready.index(c)
             mbarrier.wait(q_empty.index(c), phase ^ 1)
@@ -70,11 +71,12 @@ def _load(
         kv_head = head // GROUP
         for tile in range(tiles):
             at = k_start + begin + tile * KEYS
-            load_keys(k, v, batch, kv_head, at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty)
+            load_keys(k, v, batch, kv_head, at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, False)
             loaded += 1
         loaded = load_beside(
-            column_k, column_v, extra_k, extra_v, column_ranges, documents, batch, kv_head, block, document, x, stop,
+            column_k, column_v, extra_k, extra_v, runs, documents, batch, kv_head, document, x, stop,
             loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, extra_block, SIDES, EXTRA, PACKED,
+            False,
         )  # fmt: skip
 
 
@@ -165,6 +167,7 @@ def _compute(
         row += c * ROWS
         i = x + gl.arange(0, ROWS, row_layout)
         low, high = interval_bounds(i, own_keys, left, right, parameters, CHUNKS)
+        column, whole_columns, column_stop, behind, behind_stop = column_runs(column_ranges, block, SIDES, KEYS)
         # Tiles of columns follow at once, while the last tile's weights are still held: then none is let pass before them.
         first_tile, uncut, cut, end = own_tiles(
             x, stop, own_keys, begin, tiles, left, right, parameters, CHUNKS, ROWS, KEYS, SIDES > 0 or EXTRA > 0
@@ -199,24 +202,22 @@ def _compute(
             )  # fmt: skip
             used += 1
         if SIDES > 0:
-            column, whole, column_stop = column_run(column_ranges, block, 0, KEYS)
-            for at in range(column, whole, KEYS):
+            for at in range(column, whole_columns, KEYS):
                 held, dq = _step(
                     q_tile, d_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, used, first, at, column_stop,
                     held, dq, lse_row, delta_row, low, high, positions, scale2, "none", PACKED,
                 )  # fmt: skip
                 used += 1
-            for at in range(whole, column_stop, KEYS):
+            for at in range(whole_columns, column_stop, KEYS):
                 held, dq = _step(
                     q_tile, d_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, used, first, at, column_stop,
                     held, dq, lse_row, delta_row, low, high, positions, scale2, COLUMNS, PACKED,
                 )  # fmt: skip
                 used += 1
         if SIDES > 1:
-            column, _, column_stop = column_run(column_ranges, block, 1, KEYS)
-            for at in range(column, column_stop, KEYS):
+            for at in range(behind, behind_stop, KEYS):
                 held, dq = _step(
-                    q_tile, d_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, used, first, at, column_stop,
+                    q_tile, d_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, used, first, at, behind_stop,
                     held, dq, lse_row, delta_row, low, high, positions, scale2, "beside", PACKED,
                 )  # fmt: skip
                 used += 1

@@ -16,10 +16,10 @@ def beside(inputs: Inputs, where: Geometry, rows: int, keys: int) -> dict[str, A
     if columns is None:
         given["SIDES"] = 0
     else:
-        positions, tokens = columns
+        positions, _ = columns
         given |= {
-            "column_k": head_first(gather_columns(inputs.k, tokens), keys),
-            "column_v": head_first(gather_columns(inputs.v, tokens), keys),
+            "column_k": head_first(gather_columns(inputs.k, where), keys),
+            "column_v": head_first(gather_columns(inputs.v, where), keys),
             "column_ranges": where.column_ranges(rows, device),
             "positions": positions,
         }

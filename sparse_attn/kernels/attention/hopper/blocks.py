@@ -59,15 +59,20 @@ def own_tiles(
 
 
 @gluon.jit
-def column_run(ranges, block, SIDE: gl.constexpr, KEYS: gl.constexpr):
-    """The columns that a block sees on one side of its interval: the first, the end of the tiles that all rows see
-    whole, and the end. Behind the interval none are told whole."""
-    start = gl.load(ranges + 6 * block + 3 * SIDE)
-    stop = gl.load(ranges + 6 * block + 3 * SIDE + 2)
-    whole = start
-    if SIDE == 0:
-        whole = start + (gl.load(ranges + 6 * block + 1) - start) // KEYS * KEYS
-    return start, whole, stop
+def column_runs(ranges, block, SIDES: gl.constexpr, KEYS: gl.constexpr):
+    """The columns that a block sees: before its interval the first, the end of the tiles that all rows see whole, and the
+    end; behind it the first and the end. Asked for early: the numbers are far away.
+    """
+    start, whole, stop, start_behind, stop_behind = 0, 0, 0, 0, 0
+    if SIDES > 0:
+        at = ranges + 6 * block
+        start = gl.load(at)
+        whole = start + (gl.load(at + 1) - start) // KEYS * KEYS
+        stop = gl.load(at + 2)
+        if SIDES > 1:
+            start_behind = gl.load(at + 3)
+            stop_behind = gl.load(at + 5)
+    return start, whole, stop, start_behind, stop_behind
 
 
 @gluon.jit
@@ -81,52 +86,50 @@ def extra_run(x, stop, document, documents, extra_block, EXTRA: gl.constexpr, PA
 
 @gluon.jit
 def load_keys(
-    k, v, batch, kv_head, at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty,
+    k, v, batch, kv_head, at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, TOGETHER: gl.constexpr,
 ):  # fmt: skip
-    """Copy a tile of keys and one of values, from row `at` on, into slot number `loaded` of the ring."""
+    """Copy a tile of keys and one of values, from row `at` on, into slot number `loaded` of the ring.
+
+    TOGETHER: who reads them lets both go at once, by `v_empty`.
+    """
     SLOTS: gl.constexpr = k_tiles.type.shape[0]
     slot = loaded % SLOTS
     emptied = (loaded // SLOTS & 1) ^ 1
-    mbarrier.wait(k_empty.index(slot), emptied)
+    if not TOGETHER:
+        mbarrier.wait(k_empty.index(slot), emptied)
+    else:
+        mbarrier.wait(v_empty.index(slot), emptied)
     mbarrier.expect(k_ready.index(slot), k.block_type.nbytes)
     tma.async_copy_global_to_shared(k, [batch, kv_head, at, 0], k_ready.index(slot), k_tiles.index(slot))
-    mbarrier.wait(v_empty.index(slot), emptied)
+    if not TOGETHER:
+        mbarrier.wait(v_empty.index(slot), emptied)
     mbarrier.expect(v_ready.index(slot), v.block_type.nbytes)
     tma.async_copy_global_to_shared(v, [batch, kv_head, at, 0], v_ready.index(slot), v_tiles.index(slot))
 
 
 @gluon.jit
 def load_beside(
-    column_k, column_v, extra_k, extra_v, column_ranges, documents, batch, kv_head, block, document, x, stop, loaded,
+    column_k, column_v, extra_k, extra_v, runs, documents, batch, kv_head, document, x, stop, loaded,
     k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, extra_block,
-    SIDES: gl.constexpr, EXTRA: gl.constexpr, PACKED: gl.constexpr,
+    SIDES: gl.constexpr, EXTRA: gl.constexpr, PACKED: gl.constexpr, TOGETHER: gl.constexpr,
 ):  # fmt: skip
     """Copy the tiles of what a block of queries sees beside its interval: columns, then extra keys."""
     KEYS: gl.constexpr = k_tiles.type.shape[1]
     for side in gl.static_range(SIDES):
-        start, _, end = column_run(column_ranges, block, side, KEYS)
+        start, end = runs[3 * side], runs[2 + 2 * side]
         for at in range(start, end, KEYS):
             load_keys(
-                column_k, column_v, batch, kv_head, at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty
-            )
+                column_k, column_v, batch, kv_head, at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty,
+                TOGETHER,
+            )  # fmt: skip
             loaded += 1
     if EXTRA > 0:
         start, end, base = extra_run(x, stop, document, documents, extra_block, EXTRA, PACKED)
         for at in range(start, end, KEYS):
             load_keys(
-                extra_k,
-                extra_v,
-                batch,
-                kv_head,
-                base + at,
-                loaded,
-                k_tiles,
-                v_tiles,
-                k_ready,
-                k_empty,
-                v_ready,
-                v_empty,
-            )
+                extra_k, extra_v, batch, kv_head, base + at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty,
+                TOGETHER,
+            )  # fmt: skip
             loaded += 1
     return loaded
 

@@ -34,7 +34,7 @@ from ..tiles import LOG2_E
 from .beside import beside, beside_constants
 from .blocks import (
     clean,
-    column_run,
+    column_runs,
     extra_run,
     hide,
     interval_bounds,
@@ -66,6 +66,7 @@ def _load(
     ROWS: gl.constexpr = q.block_type.shape[2]
     KEYS: gl.constexpr = k.block_type.shape[2]
     CONSUMERS: gl.constexpr = q_tiles.type.shape[0]
+    TOGETHER: gl.constexpr = k_tiles.type.shape[0] > 2
     loaded = 0
     phase = 0
     for nth in range(gl.program_id(0), total, gl.num_programs(0)):
@@ -73,6 +74,7 @@ def _load(
             nth, blocks, documents, parameters, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
             CHUNKS, PACKED, ROWS * CONSUMERS, KEYS,
         )  # fmt: skip
+        runs = column_runs(column_ranges, block, SIDES, KEYS)
         for c in gl.static_range(CONSUMERS):
             mbarrier.wait(q_empty.index(c), phase ^ 1)
             mbarrier.expect(q_ready.index(c), q.block_type.nbytes)
@@ -81,32 +83,43 @@ def _load(
         kv_head = head // GROUP
         for tile in range(tiles):
             at = k_start + begin + (tiles - 1 - tile) * KEYS
-            load_keys(k, v, batch, kv_head, at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty)
+            load_keys(k, v, batch, kv_head, at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, TOGETHER)
             loaded += 1
         loaded = load_beside(
-            column_k, column_v, extra_k, extra_v, column_ranges, documents, batch, kv_head, block, document, x, stop,
+            column_k, column_v, extra_k, extra_v, runs, documents, batch, kv_head, document, x, stop,
             loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, extra_block, SIDES, EXTRA, PACKED,
+            TOGETHER,
         )  # fmt: skip
 
 
 @gluon.jit
-def _weights(logits, top, total, scale, MASKED: gl.constexpr):
-    """One step of the running softmax: weights, their correction, and the new maximum and sum."""
+def _by_thread(tile):
+    """``[ROWS, KEYS]`` as ``[ROWS, KEYS / 8, 4, 2]``: of a row each of 4 threads holds 2 neighbours of every 8 numbers."""
+    return tile.reshape([tile.shape[0], tile.shape[1] // 8, 4, 2])
+
+
+@gluon.jit
+def _sums(weights):
+    """Each thread's sum of a row's weights, ``[ROWS, 4]``: threads meet once, after the last tile."""
+    return gl.sum(gl.sum(_by_thread(weights), 3), 1)
+
+
+@gluon.jit
+def _weights(logits, top, scale, MASKED: gl.constexpr):
+    """One step of the running softmax: weights, by what earlier ones fade, and the new maximum."""
+    highest = gl.max(gl.max(gl.max(_by_thread(logits), 3), 1), 1)  # pairs first: a shorter chain
+    new_top = gl.maximum(top, gl.convert_layout(highest, top.type.layout) * scale)
     if MASKED:
-        new_top = gl.maximum(top, gl.max(logits, 1) * scale)
         base = gl.where(new_top == float("-inf"), 0.0, new_top)  # -inf minus -inf would be NaN
     else:
-        new_top = gl.maximum(top, gl.max(logits, 1) * scale)
         base = new_top
-    weights = gl.exp2(logits * scale - base[:, None])
-    correction = gl.exp2(top - base)
-    return weights, correction, new_top, total * correction + gl.sum(weights, 1)
+    return gl.exp2(logits * scale - base[:, None]), gl.exp2(top - base), new_top
 
 
 @gluon.jit
 def _step(
     q, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used, start, stop, held_keys,
-    p, acc, top, total, low, high, positions, scale, KIND: gl.constexpr, CLEAN: gl.constexpr, TURNS: gl.constexpr,
+    p, acc, top, total, fade, low, high, positions, scale, KIND: gl.constexpr, CLEAN: gl.constexpr, TURNS: gl.constexpr,
 ):  # fmt: skip
     """Tile number `used` of the ring joins the softmax, and the tile before it, of `held_keys` keys, the output.
 
@@ -118,8 +131,9 @@ def _step(
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
     p_layout: gl.constexpr = p.type.layout
     ELEMENT: gl.constexpr = v_tiles.dtype
-    slot = used % SLOTS
-    before = (used - 1) % SLOTS
+    TOGETHER: gl.constexpr = SLOTS > 2
+    slot = used & (SLOTS - 1)
+    before = (used - 1) & (SLOTS - 1)
     j = place_keys(start, stop, positions, s_layout, KEYS, KIND)
     mbarrier.wait(k_ready.index(slot), used // SLOTS & 1)
     CONSUMERS: gl.constexpr = turn.type.shape[0]
@@ -130,34 +144,38 @@ def _step(
     mbarrier.wait(v_ready.index(before), (used - 1) // SLOTS & 1)
     if CLEAN and held_keys < KEYS:
         clean(v_tiles.index(before), 0, 0, held_keys)
+    acc = acc * gl.convert_layout(fade, gl.SliceLayout(1, acc.type.layout))[:, None]  # while the logits are made
     acc = warpgroup_mma(p, v_tiles.index(before), acc, is_async=True)
     if TURNS:
         mbarrier.arrive(turn.index((c + 1) % CONSUMERS))
     logits = warpgroup_mma_wait(1, deps=(logits,))
-    mbarrier.arrive(k_empty.index(slot))
+    if not TOGETHER:
+        mbarrier.arrive(k_empty.index(slot))
     logits = hide(logits, j, low, high, KIND)
-    weights, correction, top, total = _weights(logits, top, total, scale, KIND != "none")
-    following = narrowed(weights, p_layout, ELEMENT)
+    weights, fade, top = _weights(logits, top, scale, KIND != "none")
+    total = total * gl.convert_layout(fade, gl.SliceLayout(1, total.type.layout))[:, None] + _sums(weights)
     # A second look at a barrier that has been passed ends a block of instructions: without it the compiler waits for the
     # product before it takes the powers.
     mbarrier.wait(v_ready.index(before), (used - 1) // SLOTS & 1)
-    acc, p, following = warpgroup_mma_wait(0, deps=(acc, p, following))
+    acc, p, weights = warpgroup_mma_wait(0, deps=(acc, p, weights))
+    following = narrowed(weights, p_layout, ELEMENT)  # into the registers that p has left
     mbarrier.arrive(v_empty.index(before))
-    acc = acc * gl.convert_layout(correction, gl.SliceLayout(1, acc.type.layout))[:, None]
-    return following, acc, top, total
+    return following, acc, top, total, fade
 
 
 @gluon.jit
 def _skip(k_ready, k_empty, v_ready, v_empty, turn, step, c, used, TURNS: gl.constexpr):
     """Let a tile pass that none of the warpgroup's rows see."""
     SLOTS: gl.constexpr = k_ready.type.shape[0]
-    slot = used % SLOTS
+    TOGETHER: gl.constexpr = SLOTS > 2
+    slot = used & (SLOTS - 1)
     phase = used // SLOTS & 1
     if TURNS:
         mbarrier.wait(turn.index(c), (step & 1) ^ (c == 0))
         mbarrier.arrive(turn.index((c + 1) % turn.type.shape[0]))
     mbarrier.wait(k_ready.index(slot), phase)
-    mbarrier.arrive(k_empty.index(slot))
+    if not TOGETHER:
+        mbarrier.arrive(k_empty.index(slot))
     mbarrier.wait(v_ready.index(slot), phase)
     mbarrier.arrive(v_empty.index(slot))
 
@@ -198,6 +216,7 @@ def _attend(
         row += c * ROWS
         i = x + gl.arange(0, ROWS, row_layout)
         low, high = interval_bounds(i, own_keys, left, right, parameters, CHUNKS)
+        column, whole_columns, column_stop, behind, behind_stop = column_runs(column_ranges, block, SIDES, KEYS)
         # Tiles of columns follow at once, while the last tile's values are still held: then none is let pass before them.
         first, uncut, cut, end = own_tiles(
             x, stop, own_keys, begin, tiles, left, right, parameters, CHUNKS, ROWS, KEYS, SIDES > 0 or EXTRA > 0
@@ -210,16 +229,18 @@ def _attend(
         # The last tile alone: its product has none to hide behind.
         mbarrier.wait(q_ready.index(c), phase)
         q_tile = q_tiles.index(c)
-        slot = used % SLOTS
+        slot = used & (SLOTS - 1)
         mbarrier.wait(k_ready.index(slot), used // SLOTS & 1)
         blank = gl.zeros([ROWS, KEYS], gl.float32, s_layout)
         logits = warpgroup_mma(q_tile, k_tiles.index(slot).permute((1, 0)), blank, use_acc=False, is_async=True)
         logits = warpgroup_mma_wait(0, deps=(logits,))
-        mbarrier.arrive(k_empty.index(slot))
+        if SLOTS == 2:
+            mbarrier.arrive(k_empty.index(slot))
         start = begin + (end - 1) * KEYS
         logits = hide(logits, place_keys(start, own_keys, positions, s_layout, KEYS, "both"), low, high, "both")
         top = gl.full([ROWS], float("-inf"), gl.float32, row_layout)
-        weights, _, top, total = _weights(logits, top, gl.zeros([ROWS], gl.float32, row_layout), scale, True)
+        weights, fade, top = _weights(logits, top, scale, True)
+        total = _sums(weights)
         p = narrowed(weights, p_layout, ELEMENT)
         acc = gl.zeros([ROWS, D], gl.float32, o_layout)
         if PACKED and start + KEYS > own_keys:  # only the last tile reaches into the next document
@@ -229,63 +250,61 @@ def _attend(
         held = KEYS
 
         for tile in range(end - 2, gl.minimum(cut, end - 1) - 1, -1):
-            p, acc, top, total = _step(
+            p, acc, top, total, fade = _step(
                 q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
-                begin + tile * KEYS, own_keys, held, p, acc, top, total, low, high, positions, scale,
+                begin + tile * KEYS, own_keys, held, p, acc, top, total, fade, low, high, positions, scale,
                 "high", False, TURNS,
             )  # fmt: skip
             used += 1
             step += 1
         for tile in range(gl.minimum(cut, end - 1) - 1, uncut - 1, -1):
-            p, acc, top, total = _step(
+            p, acc, top, total, fade = _step(
                 q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
-                begin + tile * KEYS, own_keys, held, p, acc, top, total, low, high, positions, scale,
+                begin + tile * KEYS, own_keys, held, p, acc, top, total, fade, low, high, positions, scale,
                 "none", False, TURNS,
             )  # fmt: skip
             used += 1
             step += 1
         for tile in range(gl.minimum(uncut, end - 1) - 1, first - 1, -1):
-            p, acc, top, total = _step(
+            p, acc, top, total, fade = _step(
                 q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
-                begin + tile * KEYS, own_keys, held, p, acc, top, total, low, high, positions, scale,
+                begin + tile * KEYS, own_keys, held, p, acc, top, total, fade, low, high, positions, scale,
                 "both", False, TURNS,
             )  # fmt: skip
             used += 1
             step += 1
         if SIDES > 0:
-            column, whole, column_stop = column_run(column_ranges, block, 0, KEYS)
-            for at in range(column, whole, KEYS):
-                p, acc, top, total = _step(
+            for at in range(column, whole_columns, KEYS):
+                p, acc, top, total, fade = _step(
                     q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
-                    at, column_stop, held, p, acc, top, total, low, high, positions, scale, "none", False, TURNS,
+                    at, column_stop, held, p, acc, top, total, fade, low, high, positions, scale, "none", False, TURNS,
                 )  # fmt: skip
                 used += 1
                 step += 1
-            for at in range(whole, column_stop, KEYS):
-                p, acc, top, total = _step(
+            for at in range(whole_columns, column_stop, KEYS):
+                p, acc, top, total, fade = _step(
                     q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
-                    at, column_stop, held, p, acc, top, total, low, high, positions, scale, COLUMNS, False, TURNS,
+                    at, column_stop, held, p, acc, top, total, fade, low, high, positions, scale, COLUMNS, False, TURNS,
                 )  # fmt: skip
                 held = column_stop - at
                 used += 1
                 step += 1
         if SIDES > 1:
-            column, _, column_stop = column_run(column_ranges, block, 1, KEYS)
-            for at in range(column, column_stop, KEYS):
-                p, acc, top, total = _step(
+            for at in range(behind, behind_stop, KEYS):
+                p, acc, top, total, fade = _step(
                     q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
-                    at, column_stop, held, p, acc, top, total, low, high, positions, scale, "beside", PACKED, TURNS,
+                    at, behind_stop, held, p, acc, top, total, fade, low, high, positions, scale, "beside", PACKED, TURNS,
                 )  # fmt: skip
-                held = column_stop - at
+                held = behind_stop - at
                 used += 1
                 step += 1
         if EXTRA > 0:
             at_first, extra_stop, _ = extra_run(x_block, stop, document, documents, extra_block, EXTRA, PACKED)
             own_extra = i // extra_block * EXTRA
             for at in range(at_first, extra_stop, KEYS):
-                p, acc, top, total = _step(
+                p, acc, top, total, fade = _step(
                     q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
-                    at, extra_stop, held, p, acc, top, total, own_extra, own_extra + EXTRA, positions, scale,
+                    at, extra_stop, held, p, acc, top, total, fade, own_extra, own_extra + EXTRA, positions, scale,
                     "both", PACKED, TURNS,
                 )  # fmt: skip
                 held = extra_stop - at
@@ -295,17 +314,19 @@ def _attend(
         phase ^= 1
 
         # The values of the tile that came last, and the result; a query without keys gets 0 and -inf.
-        before = (used - 1) % SLOTS
+        before = (used - 1) & (SLOTS - 1)
         mbarrier.wait(v_ready.index(before), (used - 1) // SLOTS & 1)
         if PACKED and held < KEYS:
             clean(v_tiles.index(before), 0, 0, held)
+        acc = acc * gl.convert_layout(fade, gl.SliceLayout(1, o_layout))[:, None]
         acc = warpgroup_mma(p, v_tiles.index(before), acc, is_async=True)
         inside = i < stop
         rows = row + gl.arange(0, ROWS, row_layout)
-        share = 1.0 / gl.where(total == 0.0, 1.0, total)
+        whole = gl.convert_layout(gl.sum(total, 1), row_layout)
+        share = 1.0 / gl.where(whole == 0.0, 1.0, whole)
         share = gl.convert_layout(share, gl.SliceLayout(1, o_layout))
         lse_at = lse + (batch.to(gl.int64) * n_queries + rows) * n_heads + head
-        gl.store(lse_at, (top + gl.log2(gl.maximum(total, 1.0))) * 0.6931471805599453, mask=inside)
+        gl.store(lse_at, (top + gl.log2(gl.maximum(whole, 1.0))) * 0.6931471805599453, mask=inside)
         acc, p = warpgroup_mma_wait(0, deps=(acc, p))
         mbarrier.arrive(v_empty.index(before))
         for _ in range(0, first):
@@ -416,6 +437,6 @@ def forward_constants(where: Geometry, group: int, head_dim: int) -> dict[str, A
     shape = (
         {"KEYS": 128, "SLOTS": 2, "TURNS": True, "CONSUMERS": 2, "REGISTERS": 240}
         if head_dim == 128
-        else {"KEYS": 64, "SLOTS": 4, "TURNS": False, "CONSUMERS": 3, "REGISTERS": 160}
+        else {"KEYS": 64, "SLOTS": 8, "TURNS": False, "CONSUMERS": 3, "REGISTERS": 160}
     )
     return shape | {"CHUNKS": where.chunks, "PACKED": where.packed, "GROUP": group, **beside_constants(where)}
