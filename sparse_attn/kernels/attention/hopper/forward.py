@@ -3,9 +3,9 @@
 The mathematics is that of the portable kernel. A program holds warpgroups of 64 query rows each, and one warp that keeps the
 copy engine busy:
 
-    loader        K(0) V(0) K(1) V(1) ...        into a ring of slots; a slot's K and V have barriers of their own
+    loader        K(0) V(0) K(1) V(1) ...        into a ring of slots; in a ring of two, K is let go before its V
     warpgroups    s(i+1) = q k(i+1)^T  is issued, then  acc += p(i) v(i);  while the second product runs, the softmax of
-                  s(i+1) is computed; then acc is corrected and p(i+1) narrowed, in registers
+                  s(i+1) is computed; then p(i+1) is narrowed into the registers that p(i) has left, and acc corrected
 
 The interval's tiles are walked from the last to the first: tiles that its right edge cuts (masked), tiles that all of a
 warpgroup's rows see, tiles that its left edge cuts (masked); those that none of them sees it lets pass. Tiles of gathered
@@ -106,20 +106,19 @@ def _sums(weights):
 
 @gluon.jit
 def _weights(logits, top, scale, MASKED: gl.constexpr):
-    """One step of the running softmax: weights, by what earlier ones fade, and the new maximum."""
+    """One step of the running softmax: weights, by how much earlier ones fade, and the new maximum."""
     highest = gl.max(gl.max(gl.max(_by_thread(logits), 3), 1), 1)  # pairs first: a shorter chain
     new_top = gl.maximum(top, gl.convert_layout(highest, top.type.layout) * scale)
+    base = new_top
     if MASKED:
         base = gl.where(new_top == float("-inf"), 0.0, new_top)  # -inf minus -inf would be NaN
-    else:
-        base = new_top
     return gl.exp2(logits * scale - base[:, None]), gl.exp2(top - base), new_top
 
 
 @gluon.jit
 def _step(
     q, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used, start, stop, held_keys,
-    p, acc, top, total, fade, low, high, positions, scale, KIND: gl.constexpr, CLEAN: gl.constexpr, TURNS: gl.constexpr,
+    p, acc, top, total, low, high, positions, scale, KIND: gl.constexpr, CLEAN: gl.constexpr, TURNS: gl.constexpr,
 ):  # fmt: skip
     """Tile number `used` of the ring joins the softmax, and the tile before it, of `held_keys` keys, the output.
 
@@ -144,7 +143,6 @@ def _step(
     mbarrier.wait(v_ready.index(before), (used - 1) // SLOTS & 1)
     if CLEAN and held_keys < KEYS:
         clean(v_tiles.index(before), 0, 0, held_keys)
-    acc = acc * gl.convert_layout(fade, gl.SliceLayout(1, acc.type.layout))[:, None]  # while the logits are made
     acc = warpgroup_mma(p, v_tiles.index(before), acc, is_async=True)
     if TURNS:
         mbarrier.arrive(turn.index((c + 1) % CONSUMERS))
@@ -160,7 +158,8 @@ def _step(
     acc, p, weights = warpgroup_mma_wait(0, deps=(acc, p, weights))
     following = narrowed(weights, p_layout, ELEMENT)  # into the registers that p has left
     mbarrier.arrive(v_empty.index(before))
-    return following, acc, top, total, fade
+    acc = acc * gl.convert_layout(fade, gl.SliceLayout(1, acc.type.layout))[:, None]
+    return following, acc, top, total
 
 
 @gluon.jit
@@ -184,6 +183,7 @@ def _skip(k_ready, k_empty, v_ready, v_empty, turn, step, c, used, TURNS: gl.con
 def _attend(
     queries, ring, results, where, c,
     CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, PACKED: gl.constexpr, TURNS: gl.constexpr,
+    HELD: gl.constexpr,
 ):  # fmt: skip
     q_tiles, q_ready, q_empty = queries
     k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty = ring
@@ -229,6 +229,9 @@ def _attend(
         # The last tile alone: its product has none to hide behind.
         mbarrier.wait(q_ready.index(c), phase)
         q_tile = q_tiles.index(c)
+        if HELD:
+            q_tile = q_tile.load(gl.DotOperandLayout(0, s_layout, 2))
+            mbarrier.arrive(q_empty.index(c))
         slot = used & (SLOTS - 1)
         mbarrier.wait(k_ready.index(slot), used // SLOTS & 1)
         blank = gl.zeros([ROWS, KEYS], gl.float32, s_layout)
@@ -239,7 +242,7 @@ def _attend(
         start = begin + (end - 1) * KEYS
         logits = hide(logits, place_keys(start, own_keys, positions, s_layout, KEYS, "both"), low, high, "both")
         top = gl.full([ROWS], float("-inf"), gl.float32, row_layout)
-        weights, fade, top = _weights(logits, top, scale, True)
+        weights, _, top = _weights(logits, top, scale, True)
         total = _sums(weights)
         p = narrowed(weights, p_layout, ELEMENT)
         acc = gl.zeros([ROWS, D], gl.float32, o_layout)
@@ -250,50 +253,50 @@ def _attend(
         held = KEYS
 
         for tile in range(end - 2, gl.minimum(cut, end - 1) - 1, -1):
-            p, acc, top, total, fade = _step(
+            p, acc, top, total = _step(
                 q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
-                begin + tile * KEYS, own_keys, held, p, acc, top, total, fade, low, high, positions, scale,
+                begin + tile * KEYS, own_keys, held, p, acc, top, total, low, high, positions, scale,
                 "high", False, TURNS,
             )  # fmt: skip
             used += 1
             step += 1
         for tile in range(gl.minimum(cut, end - 1) - 1, uncut - 1, -1):
-            p, acc, top, total, fade = _step(
+            p, acc, top, total = _step(
                 q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
-                begin + tile * KEYS, own_keys, held, p, acc, top, total, fade, low, high, positions, scale,
+                begin + tile * KEYS, own_keys, held, p, acc, top, total, low, high, positions, scale,
                 "none", False, TURNS,
             )  # fmt: skip
             used += 1
             step += 1
         for tile in range(gl.minimum(uncut, end - 1) - 1, first - 1, -1):
-            p, acc, top, total, fade = _step(
+            p, acc, top, total = _step(
                 q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
-                begin + tile * KEYS, own_keys, held, p, acc, top, total, fade, low, high, positions, scale,
+                begin + tile * KEYS, own_keys, held, p, acc, top, total, low, high, positions, scale,
                 "both", False, TURNS,
             )  # fmt: skip
             used += 1
             step += 1
         if SIDES > 0:
             for at in range(column, whole_columns, KEYS):
-                p, acc, top, total, fade = _step(
+                p, acc, top, total = _step(
                     q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
-                    at, column_stop, held, p, acc, top, total, fade, low, high, positions, scale, "none", False, TURNS,
+                    at, column_stop, held, p, acc, top, total, low, high, positions, scale, "none", False, TURNS,
                 )  # fmt: skip
                 used += 1
                 step += 1
             for at in range(whole_columns, column_stop, KEYS):
-                p, acc, top, total, fade = _step(
+                p, acc, top, total = _step(
                     q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
-                    at, column_stop, held, p, acc, top, total, fade, low, high, positions, scale, COLUMNS, False, TURNS,
+                    at, column_stop, held, p, acc, top, total, low, high, positions, scale, COLUMNS, False, TURNS,
                 )  # fmt: skip
                 held = column_stop - at
                 used += 1
                 step += 1
         if SIDES > 1:
             for at in range(behind, behind_stop, KEYS):
-                p, acc, top, total, fade = _step(
+                p, acc, top, total = _step(
                     q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
-                    at, behind_stop, held, p, acc, top, total, fade, low, high, positions, scale, "beside", PACKED, TURNS,
+                    at, behind_stop, held, p, acc, top, total, low, high, positions, scale, "beside", PACKED, TURNS,
                 )  # fmt: skip
                 held = behind_stop - at
                 used += 1
@@ -302,15 +305,16 @@ def _attend(
             at_first, extra_stop, _ = extra_run(x_block, stop, document, documents, extra_block, EXTRA, PACKED)
             own_extra = i // extra_block * EXTRA
             for at in range(at_first, extra_stop, KEYS):
-                p, acc, top, total, fade = _step(
+                p, acc, top, total = _step(
                     q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
-                    at, extra_stop, held, p, acc, top, total, fade, own_extra, own_extra + EXTRA, positions, scale,
+                    at, extra_stop, held, p, acc, top, total, own_extra, own_extra + EXTRA, positions, scale,
                     "both", PACKED, TURNS,
                 )  # fmt: skip
                 held = extra_stop - at
                 used += 1
                 step += 1
-        mbarrier.arrive(q_empty.index(c))
+        if not HELD:
+            mbarrier.arrive(q_empty.index(c))
         phase ^= 1
 
         # The values of the tile that came last, and the result; a query without keys gets 0 and -inf.
@@ -318,7 +322,6 @@ def _attend(
         mbarrier.wait(v_ready.index(before), (used - 1) // SLOTS & 1)
         if PACKED and held < KEYS:
             clean(v_tiles.index(before), 0, 0, held)
-        acc = acc * gl.convert_layout(fade, gl.SliceLayout(1, o_layout))[:, None]
         acc = warpgroup_mma(p, v_tiles.index(before), acc, is_async=True)
         inside = i < stop
         rows = row + gl.arange(0, ROWS, row_layout)
@@ -355,6 +358,7 @@ def forward_kernel(
     n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block, total, stride_ob, stride_ot, stride_oh, scale,
     CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, PACKED: gl.constexpr, GROUP: gl.constexpr,
     SLOTS: gl.constexpr, TURNS: gl.constexpr, CONSUMERS: gl.constexpr, REGISTERS: gl.constexpr,
+    HELD: gl.constexpr,
 ):  # fmt: skip
     ROWS: gl.constexpr = q.block_type.shape[2]
     KEYS: gl.constexpr = k.block_type.shape[2]
@@ -391,15 +395,15 @@ def forward_kernel(
     sources = (q, k, v, column_k, column_v, extra_k, extra_v)
     if CONSUMERS == 2:
         gl.warp_specialize([
-            (_attend, (queries, ring, results, where, 0, CHUNKS, SIDES, EXTRA, PACKED, TURNS)),
-            (_attend, (queries, ring, results, where, 1, CHUNKS, SIDES, EXTRA, PACKED, TURNS)),
+            (_attend, (queries, ring, results, where, 0, CHUNKS, SIDES, EXTRA, PACKED, TURNS, HELD)),
+            (_attend, (queries, ring, results, where, 1, CHUNKS, SIDES, EXTRA, PACKED, TURNS, HELD)),
             (_load, (sources, queries, ring, where, CHUNKS, SIDES, EXTRA, PACKED, GROUP)),
         ], [4, 1], [REGISTERS, 24])  # fmt: skip
     else:
         gl.warp_specialize([
-            (_attend, (queries, ring, results, where, 0, CHUNKS, SIDES, EXTRA, PACKED, TURNS)),
-            (_attend, (queries, ring, results, where, 1, CHUNKS, SIDES, EXTRA, PACKED, TURNS)),
-            (_attend, (queries, ring, results, where, 2, CHUNKS, SIDES, EXTRA, PACKED, TURNS)),
+            (_attend, (queries, ring, results, where, 0, CHUNKS, SIDES, EXTRA, PACKED, TURNS, HELD)),
+            (_attend, (queries, ring, results, where, 1, CHUNKS, SIDES, EXTRA, PACKED, TURNS, HELD)),
+            (_attend, (queries, ring, results, where, 2, CHUNKS, SIDES, EXTRA, PACKED, TURNS, HELD)),
             (_load, (sources, queries, ring, where, CHUNKS, SIDES, EXTRA, PACKED, GROUP)),
         ], [4, 4, 1], [REGISTERS, REGISTERS, 24])  # fmt: skip
 
@@ -432,11 +436,12 @@ def forward_constants(where: Geometry, group: int, head_dim: int) -> dict[str, A
     """What the kernel is compiled for, and the number of keys of a tile.
 
     At head dim 128 products take longer than powers, and warpgroups gain by taking turns at issuing them; at 64 powers and
-    instructions take as long, and more warps cover each other's waits.
+    instructions take as long, and more warps cover each other's waits. There shared memory is as busy as the matrix units
+    while it hands them queries and keys, and queries are HELD in registers, which gives their tiles back at once.
     """
     shape = (
-        {"KEYS": 128, "SLOTS": 2, "TURNS": True, "CONSUMERS": 2, "REGISTERS": 240}
+        {"KEYS": 128, "SLOTS": 2, "TURNS": True, "CONSUMERS": 2, "REGISTERS": 240, "HELD": False}
         if head_dim == 128
-        else {"KEYS": 64, "SLOTS": 8, "TURNS": False, "CONSUMERS": 3, "REGISTERS": 160}
+        else {"KEYS": 64, "SLOTS": 8, "TURNS": False, "CONSUMERS": 3, "REGISTERS": 160, "HELD": True}
     )
     return shape | {"CHUNKS": where.chunks, "PACKED": where.packed, "GROUP": group, **beside_constants(where)}
