@@ -4,7 +4,8 @@
 
 A variant is a kernel, a head dim, and what differs from the constants in use. Each is compared with the portable kernel in
 float32 and with itself, bit by bit, before any is timed; one that is wrong is not timed. Window 2048: causal, Hq 32, Hkv 8 at
-head dim 128; bidirectional, Hq = Hkv = 32 at head dim 64. TFLOP/s count the products that the kernel makes of kept pairs.
+head dim 128; bidirectional, Hq = Hkv = 32 at head dim 64. Columns: the patterns of `COLUMNS`, and with the kernel the sums of its
+programs; the portable kernel's times stand beside. TFLOP/s count the products that the kernel makes of kept pairs.
 """
 
 import argparse
@@ -26,14 +27,28 @@ from sparse_attn.kernels.attention.backward_rows import backward_rows
 from sparse_attn.kernels.attention.geometry import Geometry, geometry
 from sparse_attn.kernels.attention.launch import Gradients, Inputs
 
-PORTABLE = {n: getattr(import_module(f"sparse_attn.kernels.attention.{n}"), n)
-            for n in ("forward", "backward_queries", "backward_keys")}  # fmt: skip
+LAUNCHERS = {n: n for n in ("forward", "backward_queries", "backward_keys")}
+LAUNCHERS |= {"backward_columns": "add_backward_columns"}
+PORTABLE = {n: getattr(import_module(f"sparse_attn.kernels.attention.{n}"), run) for n, run in LAUNCHERS.items()}
 HOPPER = {n: import_module(f"sparse_attn.kernels.attention.hopper.{n}") for n in PORTABLE}
 IN_USE = {n: getattr(module, f"{n}_constants") for n, module in HOPPER.items()}
-FLOPS = {"forward": 4, "backward_queries": 6, "backward_keys": 8}  # for a pair, a head and a dimension
+FLOPS = {
+    "forward": 4,
+    "backward_queries": 6,
+    "backward_keys": 8,
+    "backward_columns": 8,
+}  # for a pair, a head and a dimension
 LENGTHS = {64: (4096, 8192, 16384, 32768), 128: (4096, 32768, 131072)}
 HEADS = {64: (32, 32), 128: (32, 8)}
 HOPPER_CAPABILITY = (9, 0)
+# Causal: pattern, length, query and KV heads; each is checked at a shorter length first.
+COLUMNS = (
+    ("window(2048) | sinks(4)", 32768, 32, 8),
+    ("window(1024) | sinks(4) | strided(1024)", 32768, 8, 2),
+    ("window(1024) | sinks(4) | strided(1024)", 131072, 8, 2),
+    ("window(1024) | sinks(4) | strided(1024)", 1048576, 8, 2),
+)
+CHECKED_COLUMNS = ("window(700) | sinks(4)", "window(200) | strided(16)", "window(200) | sinks(4) | strided(9)")
 
 
 class Variant(NamedTuple):
@@ -58,6 +73,9 @@ VARIANTS = [
     Variant("forward", 128, {}),
     Variant("forward", 128, {"TURNS": False}),
     *(Variant(kernel, head_dim, {}) for kernel in ("backward_queries", "backward_keys") for head_dim in (64, 128)),
+    Variant("backward_columns", 64, {}),
+    Variant("backward_columns", 128, {}),
+    Variant("backward_columns", 128, {"SLOTS": 3}),
 ]
 
 
@@ -72,7 +90,8 @@ def main() -> None:
         if variant.name.startswith(tuple(options.only)):
             errors = check(variant)
             right = max(errors) < 6e-3
-            rows.append({"variant": variant.name, "errors": errors, "times": measure(variant) if right else {}})
+            timed = measure_columns if variant.kernel == "backward_columns" else measure
+            rows.append({"variant": variant.name, "errors": errors, "times": timed(variant) if right else {}})
             times = "  ".join(f"{name} {row[0]:.3f} ms {row[-1]:.0f}" for name, row in rows[-1]["times"].items())
             print(f"{variant.name}: {times if right else f'WRONG {errors}'}", flush=True)
             if options.out:
@@ -92,7 +111,12 @@ def result(rows: list[dict[str, Any]], commit: str | None) -> dict[str, Any]:
 
 def check(variant: Variant) -> list[float]:
     """Relative errors of each result, at 2,500 tokens; infinite if a run differs from the one before it."""
-    inputs, d_out, where = tensors(variant, 2500, "window(700)")
+    patterns = CHECKED_COLUMNS if variant.kernel == "backward_columns" else ("window(700)",)
+    return [found for pattern in patterns for found in check_one(variant, pattern)]
+
+
+def check_one(variant: Variant, pattern: str) -> list[float]:
+    inputs, d_out, where = tensors(variant, 2500, pattern)
     wide = Inputs(*(tensor.float() for tensor in inputs if tensor is not None))
     expected = prepared(PORTABLE[variant.kernel], variant, wide, d_out.float(), where)()
     run = prepared(chosen(variant), variant, inputs, d_out, where)
@@ -118,32 +142,69 @@ def measure(variant: Variant) -> dict[str, list[float]]:
     return found
 
 
-def tensors(variant: Variant, T: int, pattern: str) -> tuple[Inputs, Tensor, Geometry]:
-    Hq, Hkv = HEADS[variant.head_dim]
+def measure_columns(variant: Variant) -> dict[str, list[float]]:
+    """By pattern, length and heads: milliseconds and TFLOP/s, of this kernel and of the portable one."""
+    found = {}
+    for pattern, T, Hq, Hkv in COLUMNS:
+        inputs, d_out, where = tensors(variant, T, pattern, (Hq, Hkv), causal=True)
+        pairs = parse(pattern).pairs(T, causal=True) - parse(pattern.split(" | ")[0]).pairs(T, causal=True)
+        for name, kernel in (("", chosen(variant)), ("portable, ", PORTABLE[variant.kernel])):
+            run = prepared(kernel, variant, inputs, d_out, where, fresh=False)
+            times = do_bench(run, warmup=15, rep=80, quantiles=[0.5, 0.2, 0.8])
+            flops = FLOPS[variant.kernel] * Hq * variant.head_dim * pairs
+            found[f"{name}{pattern} {T // 1024}K Hq {Hq}"] = [*times, flops / times[0] / 1e9]
+    return found
+
+
+def tensors(
+    variant: Variant, T: int, pattern: str, heads: tuple[int, int] | None = None, *, causal: bool | None = None
+) -> tuple[Inputs, Tensor, Geometry]:
+    Hq, Hkv = HEADS[variant.head_dim] if heads is None else heads
+    causal = variant.head_dim == 128 if causal is None else causal
     q, k, v, d_out = (
         torch.randn(1, T, heads, variant.head_dim, device="cuda", dtype=torch.bfloat16) for heads in (Hq, Hkv, Hkv, Hq)
     )
-    return Inputs(q, k, v), d_out, geometry(parse(pattern), T, T, variant.head_dim == 128, None, None)
+    return Inputs(q, k, v), d_out, geometry(parse(pattern), T, T, causal, None, None)
 
 
 def prepared(
-    kernel: Callable[..., Any], variant: Variant, inputs: Inputs, d_out: Tensor, where: Geometry
+    kernel: Callable[..., Any],
+    variant: Variant,
+    inputs: Inputs,
+    d_out: Tensor,
+    where: Geometry,
+    *,
+    fresh: bool = True,
 ) -> Callable[[], Any]:
-    """A call of a launcher, Hopper's or the portable one, with what it needs of the forward pass."""
+    """A call of a launcher, Hopper's or the portable one, with what it needs of the forward pass.
+
+    Args:
+        fresh: What adds to dk and dv adds to zeros each time, which takes longer than adding to what is there.
+    """
     scale = variant.head_dim**-0.5
     last = (HOPPER_CAPABILITY,) if kernel in PORTABLE.values() else ()
     if variant.kernel == "forward":
         return lambda: kernel(inputs, where, scale, *last)
     out, lse = PORTABLE["forward"](inputs, where, scale, HOPPER_CAPABILITY)
     delta, lse2 = backward_rows(out, d_out, lse, None)
-    return lambda: kernel(inputs, Gradients(d_out, lse2, delta), where, scale, *last)
+    gradients = Gradients(d_out, lse2, delta)
+    if variant.kernel != "backward_columns":
+        return lambda: kernel(inputs, gradients, where, scale, *last)
+    sums = tuple(torch.zeros_like(inputs.k) for _ in range(2))
+
+    def added() -> tuple[Tensor, ...]:
+        into = tuple(map(torch.zeros_like, sums)) if fresh else sums
+        kernel(*into, inputs, gradients, where, scale, *last)
+        return into
+
+    return added
 
 
 def chosen(variant: Variant) -> Callable[..., Any]:
     """The kernel's launcher, which asks for these constants from now on."""
     module = HOPPER[variant.kernel]
     setattr(module, f"{variant.kernel}_constants", lambda *of: IN_USE[variant.kernel](*of) | variant.differs)
-    return getattr(module, variant.kernel)  # type: ignore[no-any-return]
+    return getattr(module, LAUNCHERS[variant.kernel])  # type: ignore[no-any-return]
 
 
 def listed(found: Any) -> tuple[Tensor, ...]:

@@ -31,6 +31,7 @@ KERNELS = (
     "backward_rows",
     "backward_keys",
     "backward_columns",
+    "column_sums",
     "backward_extra",
     "backward_queries",
     *compile_anchors.KERNELS,
@@ -137,7 +138,8 @@ def _compile_hopper(variant: Variant, registers: bool) -> tuple[int, str, str]:
     except Exception as error:  # a compiler's failure of any kind is the finding
         return 0, "", f"does not compile: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     report = _registers(compiled.asm["ptx"], variant.capability)
-    most = compile_hopper.SPILLED
+    of_columns = packed and "columns" in kernel
+    most = compile_hopper.SPILLED_COLUMNS if of_columns else compile_hopper.SPILLED
     spilled = max((int(count) for count in re.findall(r"(\d+) bytes spill", report)), default=most + 1)
     wrong = f"spills {spilled} bytes" if spilled > most else "puts products in a row" if "serialized" in report else ""
     return compiled.metadata.shared, report if registers else "", wrong
@@ -154,7 +156,8 @@ def _recipe(variant: Variant) -> compile_selected.Recipe:
     dtype = getattr(torch, DTYPES[variant.dtype])
     module = importlib.import_module(f"sparse_attn.kernels.attention.{variant.kernel}")
     kernel = getattr(module, f"{variant.kernel}_kernel")
-    named = {"backward_rows": lambda *_: tiles.Tile(64, 64, 4, 1), "backward_extra": tiles.backward_keys_tile}
+    no_tile = dict.fromkeys(("backward_rows", "column_sums"), lambda *_: tiles.Tile(64, 64, 4, 1))
+    named = no_tile | {"backward_extra": tiles.backward_keys_tile}
     choose = named.get(variant.kernel) or getattr(tiles, f"{variant.kernel}_tile")
     walked = ({"window": 2048, "union": 0}.get(variant.parts, tiles.FAR),)
     by_pattern = variant.kernel in ("forward", "backward_queries")
@@ -190,7 +193,7 @@ def _constants(variant: Variant, tile: Any, block_d: int, precision: str) -> dic
     columns = tile.n if PARTS[variant.parts]["COLUMNS"] else 0
     return PARTS[variant.parts] | {
         "HAS_INTERVAL": True, "HAS_D_LSE": True, "BLOCK_C": columns, "BLOCK_L": min(tile.n, 64),
-        "BLOCK_E": min(tile.n, 64), "ROWS_A_PROGRAM": 64, "UNCUT": variant.parts == "full",
+        "BLOCK_E": min(tile.n, 64), "ROWS_A_PROGRAM": 64, "SPLITS": 16, "UNCUT": variant.parts == "full",
         "SIDES": 1 if variant.parts == "full" else 2,
         "LIST_TMA": tma, "EXTRA_TMA": tma, "TABLE": variant.packed or variant.parts.startswith("dilated"),
         "PACKED": variant.packed, "GROUP": 4, "D": variant.head_dim, "BLOCK_D": block_d,
@@ -223,12 +226,19 @@ def _type(name: str, variant: Variant, tile: Any, constants: dict[str, Any]) -> 
         return tma if constants[engine] else f"*{element}"
     if variant.kernel == "backward_columns" and name in ("dk", "dv"):
         return "*fp32"  # sums of splits
-    if name in ("lse", "d_lse", "lse2", "delta"):
+    if name in ("lse", "d_lse", "lse2", "delta", "sums"):
         return "*fp32"
     tensors = ("q", "k", "v", "out", "d_out", "dq", "dk", "dv", "extra_k", "extra_v", "d_extra_k", "d_extra_v")
-    if name in tensors or name in ("q_rows", "d_rows"):
+    if name in tensors or name in ("q_rows", "d_rows", "target"):
         return f"*{element}"
-    if name.startswith(("stride", "n_", "hop_")) or name in ("left", "right", "step", "extra_block", "offset"):
+    if name.startswith(("stride", "n_", "hop_")) or name in (
+        "left",
+        "right",
+        "step",
+        "extra_block",
+        "offset",
+        "first_column",
+    ):
         return "i32"
     return "fp32" if name in ("scale", "scale2") else "*i32"
 
@@ -253,7 +263,8 @@ def _variants(options: argparse.Namespace) -> Iterator[Variant]:
 
 def _parts_of(kernel: str, asked: list[str]) -> list[str]:
     """The parts that a kernel is compiled for: those asked for, or the one that it knows."""
-    alone = {"backward_rows": ["window"], "backward_columns": ["union"], "backward_extra": ["union"]}
+    of_columns = {"backward_columns": ["union"], "column_sums": ["union"]}
+    alone = {"backward_rows": ["window"], **of_columns, "backward_extra": ["union"]}
     own = alone.get(kernel, list(PARTS))
     if kernel in compile_selected.KERNELS:
         own = compile_selected.KERNELS[kernel][1]

@@ -3,7 +3,7 @@
 compute-sanitizer --tool memcheck --error-exitcode 1 python scripts/small_kernels.py
 compute-sanitizer --tool racecheck --error-exitcode 1 python scripts/small_kernels.py
 
-Patterns may be named instead of those below. On Hopper the first two go through its own kernels.
+Patterns may be named instead of those below. On Hopper the first three go through its own kernels.
 """
 
 import sys
@@ -17,6 +17,7 @@ from sparse_attn import Anchors, attention, parse
 PATTERNS = (
     "window(100)",
     "window(60) | sinks(3) | strided(9) | anchors(64, block=128)",
+    "window(40) | strided(2)",
     "chunked(70) | sinks(3) | strided(37) | random(2) | anchors(5, block=32)",
     "window(40) | dilated(9, 5) | global((3, 150, 151))",
 )

@@ -18,7 +18,7 @@ def compile_for(*options: str) -> None:
 
 
 WALKS = ("forward", "backward_keys", "backward_queries")
-REST = ("backward_rows", "backward_columns", "backward_extra")
+REST = ("backward_rows", "backward_columns", "column_sums", "backward_extra")
 CHOSEN = (
     "settle",
     "select",
@@ -51,7 +51,7 @@ def test_anchors_on_hopper() -> None:
 
 
 def test_the_usual_shape_on_hopper_in_gluon() -> None:
-    kernels = ("hopper_forward", "hopper_backward_keys")
+    kernels = ("hopper_forward", "hopper_backward_keys", "hopper_backward_columns")
     usual = ("--head-dims", "128", "--dtypes", "bf16", "--parts", "union")
     compile_for("--capabilities", "9.0", "--kernels", *kernels, *usual)
 
@@ -59,5 +59,5 @@ def test_the_usual_shape_on_hopper_in_gluon() -> None:
 @pytest.mark.slow
 def test_every_shape_on_every_gpu() -> None:
     compile_for("--packed")
-    kernels = ("hopper_forward", "hopper_backward_keys", "hopper_backward_queries")
+    kernels = (*(f"hopper_{name}" for name in WALKS), "hopper_backward_columns", "hopper_backward_columns_apart")
     compile_for("--capabilities", "9.0", "--dtypes", "fp16", "--packed", "--kernels", *kernels)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .backward_keys import key_gradient_step
 from .blocks import document_bounds, head_pointer, load_rows, load_tile, readable_rows
+from .column_sums import add_column_sums
 from .geometry import Geometry
 from .interval import row_bounds
 from .launch import Gradients, Inputs, gather_columns, lengths_of, shared_arguments
@@ -129,31 +130,30 @@ def add_backward_columns(
     n_keys, n_kv_heads = inputs.k.shape[1:3]
     tile = backward_columns_tile(capability, head_dim, q.dtype)
     keys, values = gather_columns(inputs.k, where), gather_columns(inputs.v, where)
-    given = 4 * (q.numel() + inputs.k.numel()) * q.element_size()  # inputs, output and all gradients
-    affordable = int(_SHARE * given / (8 * batch * tile.n * n_kv_heads * head_dim))
-    most = max(1, min(_PROGRAMS // (n_kv_heads * batch), affordable))
-    blocks, counts, places, groups = where.column_blocks(tile.n, most, _ROWS_A_SPLIT, q.device)
-    sums = torch.empty((2, len(blocks), batch, tile.n, n_kv_heads, head_dim), dtype=torch.float32, device=q.device)
+    most = max(1, min(_PROGRAMS // (n_kv_heads * batch), affordable_splits(inputs, tile.n, _SHARE)))
+    blocks, places, groups = where.column_blocks(tile.n, most, _ROWS_A_SPLIT, q.device)
+    sums = torch.empty((len(blocks), 2, batch, tile.n, n_kv_heads, head_dim), dtype=torch.float32, device=q.device)
     use_tma = can_use_tma(capability, where, where.main, q, d_out)
     shared = shared_arguments(where, where.main, q.device)
     backward_columns_kernel[(len(blocks) * n_kv_heads * batch,)](
         tile_source(q, tile.m, use_tma), keys, values, tile_source(d_out, tile.m, use_tma),
-        gradients.lse2, gradients.delta, sums[0], sums[1],
+        gradients.lse2, gradients.delta, sums[:, 0], sums[:, 1],
         blocks=blocks, positions=positions, column_tokens=tokens,
         n_blocks=len(blocks), n_keys=n_keys, offset=n_keys - n_queries, n_kv_heads=n_kv_heads,
         stride_qb=q.stride(0), stride_qt=q.stride(1), stride_qh=q.stride(2),
         stride_cb=keys.stride(0), stride_ct=keys.stride(1), stride_ch=keys.stride(2),
         stride_db=d_out.stride(0), stride_dt=d_out.stride(1), stride_dh=d_out.stride(2),
-        stride_gs=sums.stride(1), stride_gb=sums.stride(2), stride_gt=sums.stride(3), stride_gh=sums.stride(4),
+        stride_gs=sums.stride(0), stride_gb=sums.stride(2), stride_gt=sums.stride(3), stride_gh=sums.stride(4),
         stride_row=gradients.lse2.stride(1), scale=scale, scale2=scale * LOG2_E, GROUP=n_heads // n_kv_heads,
         D=head_dim, BLOCK_D=padded_head_dim(head_dim), BLOCK_M=tile.m, BLOCK_N=tile.n, USE_TMA=use_tma,
         PRECISION=precision(q.dtype), num_warps=tile.warps, num_stages=tile.stages,
         **{name: shared[name] for name in backward_columns_kernel.arg_names if name in shared},
     )  # fmt: skip
-    for target, own_sums in zip((dk, dv), sums, strict=True):
-        by_tile = torch.segment_reduce(own_sums, "sum", lengths=counts, unsafe=True)  # in order; no look at the lengths
-        total = by_tile.transpose(0, 1).flatten(1, 2).index_select(1, places)
-        for group in groups:  # a token may be a column of several groups
-            own = tokens[group]
-            both = target.index_select(1, own).float() + total[:, group]
-            target.index_copy_(1, own.long(), both.to(target.dtype))
+    add_column_sums(dk, dv, sums, places, tokens, groups)
+
+
+def affordable_splits(inputs: Inputs, columns: int, share: float) -> int:
+    """For how many splits the sums of so many columns take at most this share of the memory of a call's tensors."""
+    q, k = inputs.q, inputs.k
+    given = 4 * (q.numel() + k.numel()) * q.element_size()  # inputs, output and all gradients
+    return int(share * given / (8 * columns * k.shape[0] * k.shape[2] * k.shape[3]))

@@ -159,6 +159,16 @@ class Geometry:
         """The columns' tokens as a slice, if they stand at equal distances."""
         return self.once("even columns", lambda: tables.even_columns(self))  # type: ignore[no-any-return]
 
+    @property
+    def most_columns(self) -> int:
+        """The largest number of columns of a document in one group."""
+        return self.once("most columns", lambda: tables.most_columns(self))  # type: ignore[no-any-return]
+
+    def column_tiles(self, columns: int) -> int:
+        """How many blocks of so many columns there are."""
+        name = ("column tiles", columns)
+        return self.once(name, lambda: len(tables.column_blocks(self, columns, 1, 1 << 62)))  # type: ignore[no-any-return]
+
     def column_ranges(self, rows: int, device: torch.device) -> Tensor:
         """``[query blocks, groups, 6]``: of the columns before the block's interval the first, the end of those that
         all its queries see, and the end; of those after it the first, the first that all see, and the end."""
@@ -166,7 +176,7 @@ class Geometry:
 
     def column_blocks(
         self, columns: int, most: int, least_rows: int, device: torch.device
-    ) -> tuple[Tensor, Tensor, Tensor, tuple[slice, ...]]:
+    ) -> tuple[Tensor, Tensor, tuple[slice, ...]]:
         """Blocks of so many columns, each split among programs that take equal shares of the queries which see it.
 
         Args:
@@ -174,16 +184,15 @@ class Geometry:
             least_rows: Fewer queries than this are not split.
 
         Returns:
-            A table ``[splits, 6]`` (document, group, first column and end, number of the split, splits of its block),
-            the number of splits of each block, where each column stands among the blocks' columns, and each group's
-            columns.
+            A table ``[splits, 6]`` (document, group, first column and end, number of the split, splits of its block);
+            of each column its block's first split, the number of splits, and the column's place in the block
+            ``[columns, 3]``; and each group's columns.
         """
         name = ("column blocks", columns, most, least_rows)
         made = self.once(name, lambda: tables.column_blocks(self, columns, most, least_rows))
         table = self._on(device, name, made)
-        counts = self._table(device, (*name, "counts"), lambda: tables.column_splits(made))
-        places = self._table(device, (*name, "places"), lambda: tables.column_places(made, columns))
-        return table, counts, places, self.once("column groups", lambda: tables.column_groups(self))
+        places = self._table(device, (*name, "places"), lambda: tables.column_places(made))
+        return table, places, self.once("column groups", lambda: tables.column_groups(self))
 
     def extra_documents(self, device: torch.device) -> Tensor | None:
         """The document of each row of extra keys; None without packing."""

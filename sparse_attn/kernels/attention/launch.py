@@ -54,6 +54,7 @@ def lengths_of(kernel: str) -> list[str]:
         "backward_rows": ["n_queries", "stride_lb", "stride_sb"],
         "backward_keys": ["n_queries", "n_keys", "n_documents", "n_blocks"],
         "backward_columns": ["n_keys", "n_blocks"],
+        "column_sums": ["first_column", "n_columns"],
         "backward_queries": ["n_queries", "n_keys", "n_documents", "n_blocks"],
         "backward_extra": ["n_keys", "n_extra"],
     }

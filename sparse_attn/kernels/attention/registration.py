@@ -183,7 +183,8 @@ def backward_pass(
             if wanted[1]:
                 run_keys = hopper_backward_keys if hopper else backward_keys
                 dk, dv = run_keys(inputs, gradients, where, scale, capability)
-                add_backward_columns(dk, dv, inputs, gradients, where, scale, capability)
+                add_columns = hopper_add_backward_columns if hopper else add_backward_columns
+                add_columns(dk, dv, inputs, gradients, where, scale, capability)
             if wanted[2] and extra_k is not None:
                 d_extra_k, d_extra_v = (
                     x.view(*extra_k.shape[:3], *x.shape[2:])
@@ -367,6 +368,20 @@ def hopper_backward_keys(
     from .hopper.backward_keys import backward_keys as run
 
     return run(inputs, gradients, where, scale)
+
+
+def hopper_add_backward_columns(
+    dk: Tensor,
+    dv: Tensor,
+    inputs: Inputs,
+    gradients: Gradients,
+    where: Geometry,
+    scale: float,
+    capability: Capability,
+) -> None:
+    from .hopper.backward_columns import add_backward_columns as run
+
+    run(dk, dv, inputs, gradients, where, scale)
 
 
 def capability_of(q: Tensor) -> Capability:

@@ -130,6 +130,11 @@ def column_groups(where: Geometry) -> tuple[slice, ...]:
     return tuple(slice(*edge) for edge in pairwise([0, *accumulate(counts)]))
 
 
+def most_columns(where: Geometry) -> int:
+    """What `Geometry.most_columns` says."""
+    return max((int(np.diff(columns.offsets).max()) for columns in _columns(where) if columns is not None), default=0)
+
+
 def column_ranges(where: Geometry, rows: int) -> Table:
     """What `Geometry.column_ranges` says."""
     layout = where.layout(rows)
@@ -197,15 +202,12 @@ def column_blocks(where: Geometry, count: int, most: int, least_rows: int) -> Ta
     )
 
 
-def column_splits(blocks: Table) -> NDArray[np.int64]:
-    """The number of splits of each block in the table of `column_blocks`."""
-    return blocks[blocks[:, 4] == 0, 5].astype(np.int64)
-
-
-def column_places(blocks: Table, count: int) -> NDArray[np.int64]:
-    """Where each column stands among the columns of all blocks, `count` a block."""
-    first = blocks[blocks[:, 4] == 0].astype(np.int64)
-    return np.concatenate([nth * count + np.arange(stop - start) for nth, (start, stop) in enumerate(first[:, 2:4])])
+def column_places(blocks: Table) -> Table:
+    """Of each column in the table of `column_blocks`: its block's first split, their number, its place in the block."""
+    first = np.flatnonzero(blocks[:, 4] == 0)
+    count = blocks[first, 3] - blocks[first, 2]
+    place = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    return np.column_stack([np.repeat(first, count), np.repeat(blocks[first, 5], count), place]).astype(np.int32)
 
 
 def _groups_of_rows(where: Geometry) -> list[FullRows | None]:

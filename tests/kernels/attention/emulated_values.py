@@ -18,6 +18,16 @@ class Value(np.ndarray):  # type: ignore[type-arg]
     def __getitem__(self, key: Any) -> "Value":
         return np.asarray(self)[key].view(Value)
 
+    # The kernel's numbers are values: another name for one stays what it was.
+    def __iadd__(self, other: Any) -> "Value":  # type: ignore[override,misc]
+        return value(self + other)
+
+    def __isub__(self, other: Any) -> "Value":  # type: ignore[override,misc]
+        return value(self - other)
+
+    def __ixor__(self, other: Any) -> "Value":  # type: ignore[override,misc]
+        return value(self ^ other)
+
     def __floordiv__(self, other: Any) -> "Value":
         return _quotient(self, other)
 
@@ -96,10 +106,12 @@ class Descriptor:
         self.view, self.dtype, self.layout = view, given.base.dtype, given.layout
         size = int(np.prod(given.block_shape)) * given.base.element_size()
         self.block_type = SimpleNamespace(shape=tuple(given.block_shape), nbytes=size)
+        self.itemsize = given.base.element_size()
 
     def place(self, at: list[Any]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
         """The part of a tile at these coordinates that lies inside the tensor: in the tensor, and in the tile."""
         first = [int(x) for x in at]
+        assert first[-1] * self.itemsize % 16 == 0, "the copy engine takes runs from multiples of 16 bytes on"
         low = [max(x, 0) for x in first]
         high = [min(x + n, size) for x, n, size in zip(first, self.block_type.shape, self.view.shape, strict=True)]
         high = [max(x, y) for x, y in zip(low, high, strict=True)]

@@ -184,7 +184,7 @@ def _language(machine: Machine) -> dict[str, Any]:
         zeros=lambda shape, dtype, layout=None: value(np.zeros([int(n) for n in shape], np.float32)),
         full=lambda shape, fill, dtype, layout=None: value(np.full([int(n) for n in shape], fill, np.float32)),
         convert_layout=lambda x, layout: x, inline_asm_elementwise=inline, thread_barrier=machine.pause,
-        static_range=range, allocate_shared_memory=allocate,
+        static_range=range, range=lambda *edges: map(value, range(*map(int, edges))), allocate_shared_memory=allocate,
         warp_specialize=lambda partitions, warps, registers: machine.run(partitions),
         NVMMADistributedLayout=lambda *_: None, SliceLayout=lambda *_: None, BlockedLayout=lambda *_: None,
         DotOperandLayout=lambda *_: None, NVMMASharedLayout=SimpleNamespace(get_default_for=lambda *_: None),
@@ -253,7 +253,7 @@ def _argument(x: Any, mirrors: dict[int, tuple[torch.Tensor, Any]]) -> Any:
 def emulated(modules: dict[ModuleType, str], seed: int, programs: int = 3) -> Iterator[None]:
     """Let the launchers of these modules, each with the name of its kernel, run emulated, on so many multiprocessors."""
     before = [(module, name, getattr(module, name)) for module, name in modules.items()]
-    before += [(module, "programs_of", module.programs_of) for module in modules]
+    before += [(module, "programs_of", module.programs_of) for module in modules if hasattr(module, "programs_of")]
     try:
         for module, name in modules.items():
             setattr(module, name, Emulated(getattr(module, name), seed))

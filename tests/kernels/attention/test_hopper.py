@@ -69,12 +69,19 @@ class TestOnHopper:
             ("window(60) | anchors(200, block=256) | sinks(2) | strided(64)", 777, 800),
             ("chunked(100) | window(20) | sinks(150)", 600, 700),
             ("window(900) | sinks(3)", 500, 500),  # the columns lie in every interval
+            ("window(64) | sinks(4)", 9000, 9000),  # many shares, of few columns and of many
+            ("window(64) | strided(32)", 6000, 7000),
         ],
     )
     def test_columns_and_extra_keys(self, pattern: str, T: int, S: int, causal: bool, D: int) -> None:
         summaries = parse(pattern).extra_keys and next(t for t in parse(pattern).terms if hasattr(t, "r"))
         rows = -(-S // summaries.block) if summaries else 0
         judge(inputs(T, S, 8, 2, D, B=2) | extra(pattern, rows, 2, D, B=2), pattern, causal=causal)
+
+    @pytest.mark.parametrize("D", [64, 128])
+    @pytest.mark.parametrize(("Hq", "Hkv", "B"), [(4, 4, 3), (6, 1, 2), (16, 16, 10)])
+    def test_columns_of_heads_and_examples(self, Hq: int, Hkv: int, B: int, D: int) -> None:
+        judge(inputs(300, 400, Hq, Hkv, D, B=B), "window(30) | sinks(3) | strided(9)", scale=0.3)
 
     @pytest.mark.parametrize("D", [64, 128])
     def test_columns_and_extra_keys_in_half_precision(self, D: int) -> None:
@@ -121,12 +128,13 @@ class TestOnHopper:
         for views in (heads_first, padded):
             assert torch.equal(attention(**views, **arguments), expected)
 
-    def test_gradients_repeat_to_the_bit(self) -> None:
+    @pytest.mark.parametrize("pattern", ["window(700) | sinks(4)", "window(90) | strided(11)"])
+    def test_gradients_repeat_to_the_bit(self, pattern: str) -> None:
         given = inputs(3000, 3000, 8, 2, 128)
         runs = []
         for _ in range(3):
             leaves = {name: tensor.clone().requires_grad_() for name, tensor in given.items()}
-            out = attention(**leaves, pattern=Window(700) | Sinks(4), implementation="hopper")
+            out = attention(**leaves, pattern=parse(pattern), implementation="hopper")
             out.square().sum().backward()
             runs.append([out, *(leaf.grad for leaf in leaves.values())])
         for run in runs[1:]:

@@ -1,7 +1,7 @@
 """Hopper's kernels, run as Python with numpy behind Gluon's language, against the oracle: on any machine, on small shapes."""
 
 import importlib
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import pytest
@@ -17,10 +17,17 @@ from sparse_attn.kernels.attention.launch import Gradients, Inputs
 from .gluon_emulator import Deadlock, Emulated, emulated
 
 ROOM = "sparse_attn.kernels.attention.hopper"
-FORWARD, KEYS, QUERIES = (
-    importlib.import_module(f"{ROOM}.{n}") for n in ("forward", "backward_keys", "backward_queries")
+FORWARD, KEYS, COLUMNS, QUERIES = (
+    importlib.import_module(f"{ROOM}.{n}") for n in ("forward", "backward_keys", "backward_columns", "backward_queries")
 )
-MODULES = {FORWARD: "forward_kernel", KEYS: "backward_keys_kernel", QUERIES: "backward_queries_kernel"}
+SUMS = importlib.import_module("sparse_attn.kernels.attention.column_sums")
+MODULES = {
+    SUMS: "column_sums_kernel",
+    FORWARD: "forward_kernel",
+    KEYS: "backward_keys_kernel",
+    COLUMNS: "backward_columns_kernel",
+    QUERIES: "backward_queries_kernel",
+}
 
 CASES = [
     ("window(100)", 300, 330, True, None),
@@ -77,12 +84,80 @@ def test_against_the_oracle(text: str, T: int, S: int, causal: bool, bounds: Any
         rows = [torch.nn.functional.pad(x, (0, -T % 16), value=fill) for x, fill in ((lse2, torch.inf), (delta, 0.0))]
         gradients = Gradients(d_out, *(x.float().contiguous() for x in rows))
         dq = QUERIES.backward_queries(inputs, gradients, where, scale)
+        dk, dv = KEYS.backward_keys(inputs, gradients, where, scale)
+        COLUMNS.add_backward_columns(dk, dv, inputs, gradients, where, scale)
         found = {"out": (got, out), "lse": (got_lse, lse), "dq": (dq, leaves["q"].grad)}
-        if not (where.columns or where.anchors):  # others' kernels add to these
-            dk, dv = KEYS.backward_keys(inputs, gradients, where, scale)
-            found |= {"dk": (dk, leaves["k"].grad), "dv": (dv, leaves["v"].grad)}
+        found |= {"dk": (dk, leaves["k"].grad), "dv": (dv, leaves["v"].grad)}
     errors = {name: error(*pair) for name, pair in found.items()}
     assert max(errors.values()) < 8e-3, errors
+
+
+def columns_oracle(
+    tensors: tuple[torch.Tensor, ...], text: str, causal: bool, bounds: Any, scale: float
+) -> tuple[torch.Tensor, ...]:
+    """LSE, delta, and what the columns alone add to dk and dv, in float64: the keys beside the first term's interval."""
+    q, k, v, d_out = (tensor.double() for tensor in tensors)
+    group = q.shape[2] // k.shape[2]
+    lse, delta = (torch.zeros(q.shape[:3], dtype=torch.float64) for _ in range(2))
+    dk, dv = torch.zeros_like(k), torch.zeros_like(v)
+    for q_edge, k_edge in zip(*(map(pairwise, bounds)), strict=True):
+        rows, keys = slice(*q_edge), slice(*k_edge)
+        T, S = q_edge[1] - q_edge[0], k_edge[1] - k_edge[0]
+        kept, interval = (
+            torch.as_tensor(parse(part).mask(T, S, causal=causal)) for part in (text, text.split(" | ")[0])
+        )
+        for head in range(q.shape[2]):
+            own = q[:, rows, head], k[:, keys, head // group], v[:, keys, head // group], d_out[:, rows, head]
+            logits = (scale * own[0] @ own[1].mT).masked_fill(~kept, -torch.inf)
+            lse[:, rows, head] = logits.logsumexp(-1)
+            weights, d_weights = logits.softmax(-1), own[3] @ own[2].mT
+            delta[:, rows, head] = (weights * d_weights).sum(-1)
+            d_logits = weights * (d_weights - delta[:, rows, head, None])
+            beside = kept & ~interval
+            dk[:, keys, head // group] += scale * (d_logits * beside).mT @ own[0]
+            dv[:, keys, head // group] += (weights * beside).mT @ own[3]
+    return lse, delta, dk, dv
+
+
+SHARES = [
+    ("window(30) | sinks(4)", (1000,), (1000,), True, 64),
+    ("window(30) | sinks(4)", (500,), (700,), False, 64),
+    ("window(60) | strided(3)", (700,), (900,), True, 64),
+    ("window(60) | strided(4)", (700,), (700,), False, 64),
+    ("window(50) | sinks(3) | strided(5)", (300, 7, 205), (400, 9, 205), True, 64),
+    ("window(50) | sinks(3) | strided(6)", (300, 7, 0, 205), (430, 9, 3, 205), False, 64),
+    ("chunked(90) | strided(2, offset=1)", (500,), (500,), True, 128),
+    ("full() | sinks(4)", (200,), (200,), True, 64),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "T", "S", "causal", "D"), SHARES, ids=[f"{c[0].replace(' ', '')}-{sum(c[1])}-{c[3]}" for c in SHARES]
+)
+def test_columns_alone_in_many_shares(
+    text: str, T: tuple[int, ...], S: tuple[int, ...], causal: bool, D: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(COLUMNS, "_ROWS_A_SPLIT", 64)
+    monkeypatch.setattr(COLUMNS, "_SHARE", 9.0)
+    B, Hq, Hkv, scale = (1 if len(T) > 1 else 2), 4, 2, 0.11
+    bounds = [0, *accumulate(T)], [0, *accumulate(S)]
+    sizes = (sum(T), Hq), (sum(S), Hkv), (sum(S), Hkv), (sum(T), Hq)
+    q, k, v, d_out = (torch.randn(B, n, heads, D).bfloat16() for n, heads in sizes)
+    lse, delta, expected_dk, expected_dv = columns_oracle((q, k, v, d_out), text, causal, bounds, scale)
+    where = geometry(parse(text), sum(T), sum(S), causal, *(map(tuple, bounds) if len(T) > 1 else (None, None)))
+    numbers = [
+        torch.nn.functional.pad(x.transpose(1, 2), (0, -sum(T) % 16), value=fill).float().contiguous()
+        for x, fill in ((lse * 1.4426950408889634, torch.inf), (delta, 0.0))
+    ]
+    dk, dv = torch.zeros_like(k), torch.zeros_like(v)
+    with emulated(MODULES, seed=sum(S), programs=13):
+        COLUMNS.add_backward_columns(dk, dv, Inputs(q, k, v), Gradients(d_out, *numbers), where, scale)
+    if text.startswith("full"):
+        assert not dk.any()
+        assert not dv.any()
+    else:
+        assert error(dk, expected_dk) < 8e-3
+        assert error(dv, expected_dv) < 8e-3
 
 
 @pytest.mark.parametrize("D", [64, 128])
@@ -101,7 +176,9 @@ def test_a_bad_document_reaches_no_other(D: int) -> None:
         with emulated(MODULES, seed=D):
             out, lse = FORWARD.forward(inputs, where, 0.1)
             dq = QUERIES.backward_queries(inputs, gradients, where, 0.1)
-            return [out, lse, dq, *KEYS.backward_keys(inputs, gradients, where, 0.1)]
+            dk, dv = KEYS.backward_keys(inputs, gradients, where, 0.1)
+            COLUMNS.add_backward_columns(dk, dv, inputs, gradients, where, 0.1)
+            return [out, lse, dq, dk, dv]
 
     before = run()
     for tensor, edges in zip((*tensors, d_out), (bounds, bounds, bounds, extra_rows, extra_rows, bounds), strict=True):

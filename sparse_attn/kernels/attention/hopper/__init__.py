@@ -1,7 +1,7 @@
 """Attention on Hopper, in Gluon: a warp that loads, warpgroups that compute, products in flight behind softmaxes.
 
 Same mathematics, geometry and tables as the portable kernels beside it, for an interval with columns and extra keys; those
-serve everything that `refusal` names, and make the gradients of columns and extra keys here too.
+serve everything that `refusal` names, and make the gradients of extra keys here too.
 """
 
 from typing import TYPE_CHECKING

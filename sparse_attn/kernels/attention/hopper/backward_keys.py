@@ -15,19 +15,14 @@ import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
-    mbarrier,
-    tma,
-    warpgroup_mma,
-    warpgroup_mma_wait,
-)
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
 from ..geometry import Geometry
 from ..launch import Gradients, Inputs
 from ..tiles import LOG2_E
-from .blocks import clean, forgotten, locate_keys, narrowed, query_bounds, store_rows
+from .blocks import forgotten, locate_keys, query_bounds, store_rows
 from .descriptors import copyable, head_first, programs_of, rows_of
+from .query_ring import add_queries, load_queries
 
 KEYS = 64  # of a warpgroup
 
@@ -41,8 +36,6 @@ def _load(
     CONSUMERS: gl.constexpr = k_tiles.type.shape[0]
     KEYS: gl.constexpr = k.block_type.shape[2]
     ROWS: gl.constexpr = q.block_type.shape[2]
-    SLOTS: gl.constexpr = q_tiles.type.shape[0]
-    BYTES: gl.constexpr = 2 * q.block_type.nbytes + 2 * lse2.block_type.nbytes
     loaded = 0
     phase = 0
     for nth in range(gl.program_id(0), total, gl.num_programs(0)):
@@ -60,61 +53,11 @@ def _load(
         for head in range(kv_head * GROUP, kv_head * GROUP + GROUP):
             line = batch * n_kv_heads * GROUP + head
             for tile in range(tiles):
-                at = row + tile * ROWS
-                slot = loaded % SLOTS
-                ready = q_ready.index(slot)
-                mbarrier.wait(q_empty.index(slot), (loaded // SLOTS & 1) ^ 1)
-                mbarrier.expect(ready, BYTES)
-                tma.async_copy_global_to_shared(q, [batch, head, at, 0], ready, q_tiles.index(slot))
-                tma.async_copy_global_to_shared(lse2, [line, at], ready, lse_tiles.index(slot))
-                tma.async_copy_global_to_shared(d_out, [batch, head, at, 0], ready, d_tiles.index(slot))
-                tma.async_copy_global_to_shared(delta, [line, at], ready, delta_tiles.index(slot))
+                load_queries(
+                    q, d_out, lse2, delta, batch, head, line, row + tile * ROWS, loaded, q_tiles, d_tiles, lse_tiles,
+                    delta_tiles, q_ready, q_empty,
+                )  # fmt: skip
                 loaded += 1
-
-
-@gluon.jit
-def _step(
-    k, v, q_tiles, d_tiles, lse_tiles, delta_tiles, q_ready, q_empty, used, start, first_query, own_keys,
-    dk, dv, low, high, scale2,
-    MASKED: gl.constexpr, PACKED: gl.constexpr,
-):  # fmt: skip
-    """Add the share of the queries in slot number `used` of the ring."""
-    SLOTS: gl.constexpr = q_tiles.type.shape[0]
-    ROWS: gl.constexpr = q_tiles.type.shape[1]
-    KEYS: gl.constexpr = dk.shape[0]
-    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS, 16])
-    p_layout: gl.constexpr = gl.DotOperandLayout(0, dk.type.layout, 2)
-    ELEMENT: gl.constexpr = q_tiles.dtype
-    slot = used % SLOTS
-    q_tile = q_tiles.index(slot)
-    d_tile = d_tiles.index(slot)
-    mbarrier.wait(q_ready.index(slot), used // SLOTS & 1)
-    if PACKED and (start < first_query) | (start + ROWS > own_keys):
-        clean(q_tile, start, first_query, own_keys)
-        clean(d_tile, start, first_query, own_keys)
-    blank = gl.zeros([KEYS, ROWS], gl.float32, s_layout)
-    logits = warpgroup_mma(k, q_tile.permute((1, 0)), blank, use_acc=False, is_async=True)
-    d_weights = blank - delta_tiles.index(slot).load(s_layout)  # the product begins there, and delta needs no registers
-    d_weights = warpgroup_mma(v, d_tile.permute((1, 0)), d_weights, is_async=True)
-    lse_row = lse_tiles.index(slot).load(s_layout)
-    logits = warpgroup_mma_wait(1, deps=(logits,))
-    if MASKED:
-        i = (start + gl.arange(0, ROWS, gl.SliceLayout(0, s_layout)))[None, :]
-        keep = (low[:, None] <= i) & (i < high[:, None])
-        weights = gl.exp2(gl.where(keep, logits * scale2 - lse_row, float("-inf")))
-    else:
-        weights = gl.exp2(logits * scale2 - lse_row)
-    p = narrowed(weights, p_layout, ELEMENT)
-    dv = warpgroup_mma(p, d_tile, dv, is_async=True)
-    d_weights = warpgroup_mma_wait(1, deps=(d_weights,))
-    d_logits = weights * d_weights
-    if MASKED and PACKED:
-        d_logits = gl.where(keep, d_logits, 0.0)  # another document's delta may be NaN
-    ds = narrowed(d_logits, p_layout, ELEMENT)
-    dk = warpgroup_mma(ds, q_tile, dk, is_async=True)
-    dk, dv, p, ds = warpgroup_mma_wait(0, deps=(dk, dv, p, ds))
-    mbarrier.arrive(q_empty.index(slot))
-    return dk, dv
 
 
 @gluon.jit
@@ -164,21 +107,21 @@ def _compute(
                 mbarrier.arrive(q_empty.index(used % SLOTS))
                 used += 1
             for tile in range(first, free):
-                dk, dv = _step(
+                dk, dv = add_queries(
                     k_tile, v_tile, q_tiles, d_tiles, lse_tiles, delta_tiles, q_ready, q_empty, used, begin + tile * ROWS,
-                    first_query, own_keys, dk, dv, low, high, scale2, True, PACKED,
+                    first_query, own_keys, dk, dv, low, high, scale2, "run", PACKED,
                 )  # fmt: skip
                 used += 1
             for tile in range(free, free_end):
-                dk, dv = _step(
+                dk, dv = add_queries(
                     k_tile, v_tile, q_tiles, d_tiles, lse_tiles, delta_tiles, q_ready, q_empty, used, begin + tile * ROWS,
-                    first_query, own_keys, dk, dv, low, high, scale2, False, PACKED,
+                    first_query, own_keys, dk, dv, low, high, scale2, "none", PACKED,
                 )  # fmt: skip
                 used += 1
             for tile in range(free_end, end):
-                dk, dv = _step(
+                dk, dv = add_queries(
                     k_tile, v_tile, q_tiles, d_tiles, lse_tiles, delta_tiles, q_ready, q_empty, used, begin + tile * ROWS,
-                    first_query, own_keys, dk, dv, low, high, scale2, True, PACKED,
+                    first_query, own_keys, dk, dv, low, high, scale2, "run", PACKED,
                 )  # fmt: skip
                 used += 1
             for _ in range(end, tiles):

@@ -10,6 +10,7 @@ from .. import interval as portable_interval
 locate_block = gluon.jit(portable_blocks.locate_block.fn)
 interval_bounds = gluon.jit(portable_interval.interval_bounds.fn)
 query_bounds = gluon.jit(portable_interval.query_bounds.fn)
+document_bounds = gluon.jit(portable_blocks.document_bounds.fn)
 
 
 @gluon.jit
