@@ -75,7 +75,6 @@ VARIANTS = [
     *(Variant(kernel, head_dim, {}) for kernel in ("backward_queries", "backward_keys") for head_dim in (64, 128)),
     Variant("backward_columns", 64, {}),
     Variant("backward_columns", 128, {}),
-    Variant("backward_columns", 128, {"SLOTS": 3}),
 ]
 
 

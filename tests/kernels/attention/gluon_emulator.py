@@ -188,7 +188,7 @@ def _language(machine: Machine) -> dict[str, Any]:
         warp_specialize=lambda partitions, warps, registers: machine.run(partitions),
         NVMMADistributedLayout=lambda *_: None, SliceLayout=lambda *_: None, BlockedLayout=lambda *_: None,
         DotOperandLayout=lambda *_: None, NVMMASharedLayout=SimpleNamespace(get_default_for=lambda *_: None),
-        constexpr=None, float32=torch.float32, float16=torch.float16, bfloat16=torch.bfloat16,
+        constexpr=None, static_assert=lambda *_: None, float32=torch.float32, float16=torch.float16, bfloat16=torch.bfloat16,
         int32=torch.int32, int64=torch.int64,
     )  # fmt: skip
     return {

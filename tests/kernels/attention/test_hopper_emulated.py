@@ -160,6 +160,24 @@ def test_columns_alone_in_many_shares(
         assert error(dv, expected_dv) < 8e-3
 
 
+def test_warpgroups_that_take_turns_keep_to_their_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long walks in which copies land late and in any order: a barrier tells one phase from the next, not from the one after."""
+    monkeypatch.setattr(COLUMNS, "_ROWS_A_SPLIT", 1 << 20)
+    T, Hq, Hkv, scale = 1100, 3, 1, 0.11
+    q, k, v, d_out = (torch.randn(1, T, heads, 64).bfloat16() for heads in (Hq, Hkv, Hkv, Hq))
+    where = geometry(parse("window(20) | sinks(3)"), T, T, True, None, None)
+    lse, delta, *expected = columns_oracle((q, k, v, d_out), "window(20) | sinks(3)", True, ([0, T], [0, T]), scale)
+    numbers = [
+        torch.nn.functional.pad(x.transpose(1, 2), (0, -T % 16), value=fill).float().contiguous()
+        for x, fill in ((lse * 1.4426950408889634, torch.inf), (delta, 0.0))
+    ]
+    for seed in range(8):
+        dk, dv = torch.zeros_like(k), torch.zeros_like(v)
+        with emulated(MODULES, seed=seed, programs=1):
+            COLUMNS.add_backward_columns(dk, dv, Inputs(q, k, v), Gradients(d_out, *numbers), where, scale)
+        assert max(map(error, (dk, dv), expected)) < 8e-3
+
+
 @pytest.mark.parametrize("D", [64, 128])
 def test_a_bad_document_reaches_no_other(D: int) -> None:
     bounds = (0, 90, 200, 330)

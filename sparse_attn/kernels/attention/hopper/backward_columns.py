@@ -95,11 +95,16 @@ def _walk(
     first, stop, c, base, begin, k, v, q_tiles, d_tiles, lse_tiles, delta_tiles, q_ready, q_empty, first_query, own_keys,
     dk, dv, low, high, scale2, KIND: gl.constexpr, APART: gl.constexpr, PACKED: gl.constexpr,
 ):  # fmt: skip
-    """Take those of a head's tiles first .. stop that are the warpgroup's; number `base` of the ring is the head's first."""
+    """Take those of a head's tiles first .. stop that are the warpgroup's; number `base` of the ring is the head's first.
+
+    Of an even ring each warpgroup has every second slot for good: who waits for a slot's barrier must have seen its last
+    phase, since a barrier tells a phase from the one before only.
+    """
     ROWS: gl.constexpr = q_tiles.type.shape[1]
+    gl.static_assert(not APART or q_tiles.type.shape[0] % 2 == 0)
     STEP: gl.constexpr = 2 if APART else 1
     if APART:
-        first += (first + c) % 2
+        first += (base + first + c) % 2
     for tile in range(first, stop, STEP):
         dk, dv = add_queries(
             k, v, q_tiles, d_tiles, lse_tiles, delta_tiles, q_ready, q_empty, base + tile, begin + tile * ROWS,
@@ -115,7 +120,7 @@ def _skip(stop, c, base, q_ready, q_empty, APART: gl.constexpr):
     first = 0
     STEP: gl.constexpr = 2 if APART else 1
     if APART:
-        first = c
+        first = (base + c) % 2
     for tile in range(first, stop, STEP):
         used = base + tile
         mbarrier.wait(q_ready.index(used % SLOTS), used // SLOTS & 1)
@@ -334,7 +339,7 @@ def backward_columns_constants(where: Geometry, group: int, head_dim: int, apart
         "PACKED": where.packed,
         "GROUP": group,
         "APART": apart,
-        "SLOTS": 5 if apart else 4,
+        "SLOTS": 4,
         "ROWS": 64,
         "REGISTERS": 240,
         "LOADER": 24,
