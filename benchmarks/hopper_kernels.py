@@ -1,11 +1,11 @@
 """Times each of Hopper's attention kernels alone, also with other tiles and schedules than those in use; checked first.
 
-    python benchmarks/hopper_kernels.py [--only "forward D64"] [--commit abc123] [--out FILE]
+    python benchmarks/hopper_kernels.py [--only "forward D64"] [--portable] [--commit abc123] [--out FILE]
 
 A variant is a kernel, a head dim, and what differs from the constants in use. Each is compared with the portable kernel in
-float32 and with itself, bit by bit, before any is timed; one that is wrong is not timed. Window 2048: causal, Hq 32, Hkv 8 at
-head dim 128; bidirectional, Hq = Hkv = 32 at head dim 64. Columns: the patterns of `COLUMNS`, and with the kernel the sums of its
-programs; the portable kernel's times stand beside. TFLOP/s count the products that the kernel makes of kept pairs.
+float32 and with itself, bit by bit, before any is timed; one that is wrong is not timed. `SHAPES` says on what: bidirectional at
+head dim 64, causal at others. Columns' gradients, causal: `COLUMNS`, with the sums of the kernel's programs. TFLOP/s count the
+products that the kernel makes of kept pairs.
 """
 
 import argparse
@@ -25,29 +25,49 @@ from triton.testing import do_bench
 from sparse_attn import parse
 from sparse_attn.kernels.attention.backward_rows import backward_rows
 from sparse_attn.kernels.attention.geometry import Geometry, geometry
+from sparse_attn.kernels.attention.hopper import keys_kernel
 from sparse_attn.kernels.attention.launch import Gradients, Inputs
 
 LAUNCHERS = {n: n for n in ("forward", "backward_queries", "backward_keys")}
 LAUNCHERS |= {"backward_columns": "add_backward_columns"}
 PORTABLE = {n: getattr(import_module(f"sparse_attn.kernels.attention.{n}"), run) for n, run in LAUNCHERS.items()}
-HOPPER = {n: import_module(f"sparse_attn.kernels.attention.hopper.{n}") for n in PORTABLE}
+HOPPER = {n: import_module(f"sparse_attn.kernels.attention.hopper.{n}") for n in (*LAUNCHERS, "backward_keys_wide")}
 IN_USE = {n: getattr(module, f"{n}_constants") for n, module in HOPPER.items()}
-FLOPS = {
-    "forward": 4,
-    "backward_queries": 6,
-    "backward_keys": 8,
-    "backward_columns": 8,
-}  # for a pair, a head and a dimension
-LENGTHS = {64: (4096, 8192, 16384, 32768), 128: (4096, 32768, 131072)}
-HEADS = {64: (32, 32), 128: (32, 8)}
+# For a pair, a head and a dimension.
+FLOPS = {"forward": 4, "backward_queries": 6, "backward_keys": 8, "backward_columns": 8}
 HOPPER_CAPABILITY = (9, 0)
-# Causal: pattern, length, query and KV heads; each is checked at a shorter length first.
-COLUMNS = (
-    ("window(2048) | sinks(4)", 32768, 32, 8),
-    ("window(1024) | sinks(4) | strided(1024)", 32768, 8, 2),
-    ("window(1024) | sinks(4) | strided(1024)", 131072, 8, 2),
-    ("window(1024) | sinks(4) | strided(1024)", 1048576, 8, 2),
-)
+
+
+class Shape(NamedTuple):
+    T: int
+    pattern: str
+    Hq: int
+    Hkv: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.pattern} {self.T // 1024}K {self.Hq}/{self.Hkv}"
+
+
+SHAPES = {
+    64: [Shape(T, "window(2048)", 32, 32) for T in (4096, 8192, 16384, 32768)],
+    128: [
+        *(Shape(T, "window(2048)", 32, 8) for T in (4096, 32768, 131072)),
+        Shape(32768, "full()", 32, 8),
+    ],
+    256: [
+        *(Shape(T, "window(1024)", 8, 4) for T in (4096, 32768, 131072)),  # Gemma 3 4B
+        Shape(32768, "window(512)", 4, 1),  # Gemma 3 1B
+        Shape(32768, "window(2048)", 32, 8),
+        Shape(32768, "full()", 8, 4),
+    ],
+}
+
+
+COLUMNS = [
+    Shape(32768, "window(2048) | sinks(4)", 32, 8),
+    *(Shape(T, "window(1024) | sinks(4) | strided(1024)", 8, 2) for T in (32768, 131072, 1048576)),
+]
 CHECKED_COLUMNS = ("window(700) | sinks(4)", "window(200) | strided(16)", "window(200) | sinks(4) | strided(9)")
 
 
@@ -61,26 +81,48 @@ class Variant(NamedTuple):
         differs = ", ".join(f"{name} {value}" for name, value in self.differs.items())
         return f"{self.kernel} D{self.head_dim}{f': {differs}' if differs else ''}"
 
+    @property
+    def own(self) -> str:
+        """The name of Hopper's kernel."""
+        return keys_kernel(self.head_dim) if self.kernel == "backward_keys" else self.kernel
+
+    @property
+    def of_columns(self) -> bool:
+        return self.kernel == "backward_columns"
+
+    def pairs(self, shape: Shape) -> int:
+        """Pairs of a head that the kernel works on: of columns, those outside the first term's interval."""
+        causal = self.causal
+        whole, *_ = shape.pattern.split(" | ")
+        return parse(shape.pattern).pairs(shape.T, causal=causal) - (
+            parse(whole).pairs(shape.T, causal=causal) if self.of_columns else 0
+        )
+
+    @property
+    def causal(self) -> bool:
+        return self.head_dim != 64 or self.of_columns
+
 
 VARIANTS = [
     Variant("forward", 64, {}),
+    Variant("forward", 64, {"HELD": False}),
     Variant("forward", 64, {"TURNS": True}),
-    Variant("forward", 64, {"SLOTS": 6}),
-    Variant("forward", 64, {"CONSUMERS": 4, "REGISTERS": 112}),
-    Variant("forward", 64, {"CONSUMERS": 4, "REGISTERS": 112, "TURNS": True}),
-    Variant("forward", 64, {"CONSUMERS": 2, "REGISTERS": 240}),
-    Variant("forward", 64, {"CONSUMERS": 2, "REGISTERS": 240, "KEYS": 128}),
+    Variant("forward", 64, {"KEYS": 128, "SLOTS": 4, "CONSUMERS": 2, "REGISTERS": 240}),
     Variant("forward", 128, {}),
     Variant("forward", 128, {"TURNS": False}),
-    *(Variant(kernel, head_dim, {}) for kernel in ("backward_queries", "backward_keys") for head_dim in (64, 128)),
-    Variant("backward_columns", 64, {}),
-    Variant("backward_columns", 128, {}),
+    Variant("forward", 256, {}),
+    Variant("forward", 256, {"TURNS": False}),
+    *(Variant(kernel, head_dim, {}) for kernel in ("backward_queries", "backward_keys") for head_dim in (64, 128, 256)),
+    *(Variant("backward_columns", head_dim, {}) for head_dim in (64, 128)),
+    Variant("backward_queries", 256, {"KEYS": 32, "SLOTS": 3, "V_SLOTS": 3}),
+    Variant("backward_queries", 256, {"KEYS": 32, "SLOTS": 4, "V_SLOTS": 2}),
 ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[""], help="beginnings of variants' names")
+    parser.add_argument("--portable", action="store_true", help="time the portable kernel beside each")
     parser.add_argument("--commit", help="what is timed, where there is no git to ask")
     parser.add_argument("--out", type=Path, help="a JSON file, written after each variant")
     options = parser.parse_args()
@@ -89,12 +131,20 @@ def main() -> None:
         if variant.name.startswith(tuple(options.only)):
             errors = check(variant)
             right = max(errors) < 6e-3
-            timed = measure_columns if variant.kernel == "backward_columns" else measure
-            rows.append({"variant": variant.name, "errors": errors, "times": timed(variant) if right else {}})
-            times = "  ".join(f"{name} {row[0]:.3f} ms {row[-1]:.0f}" for name, row in rows[-1]["times"].items())
-            print(f"{variant.name}: {times if right else f'WRONG {errors}'}", flush=True)
+            rows.append({"variant": variant.name, "errors": errors, "times": {}})
+            if right:
+                rows[-1]["times"] = measure(variant, chosen(variant))
+            if right and options.portable:
+                rows[-1]["portable"] = measure(variant, PORTABLE[variant.kernel])
+            print(f"{variant.name}: {listed_times(rows[-1]['times']) if right else f'WRONG {errors}'}", flush=True)
+            if "portable" in rows[-1]:
+                print(f"    portable: {listed_times(rows[-1]['portable'])}", flush=True)
             if options.out:
                 options.out.write_text(json.dumps(result(rows, options.commit), indent=1) + "\n")
+
+
+def listed_times(times: dict[str, list[float]]) -> str:
+    return "  ".join(f"{name} {row[0]:.3f} ms {row[-1]:.0f}" for name, row in times.items())
 
 
 def result(rows: list[dict[str, Any]], commit: str | None) -> dict[str, Any]:
@@ -110,12 +160,13 @@ def result(rows: list[dict[str, Any]], commit: str | None) -> dict[str, Any]:
 
 def check(variant: Variant) -> list[float]:
     """Relative errors of each result, at 2,500 tokens; infinite if a run differs from the one before it."""
-    patterns = CHECKED_COLUMNS if variant.kernel == "backward_columns" else ("window(700)",)
-    return [found for pattern in patterns for found in check_one(variant, pattern)]
+    patterns = CHECKED_COLUMNS if variant.of_columns else ("window(700)",)
+    heads = SHAPES[variant.head_dim][0]
+    return [error for pattern in patterns for error in check_one(variant, Shape(2500, pattern, heads.Hq, heads.Hkv))]
 
 
-def check_one(variant: Variant, pattern: str) -> list[float]:
-    inputs, d_out, where = tensors(variant, 2500, pattern)
+def check_one(variant: Variant, shape: Shape) -> list[float]:
+    inputs, d_out, where = tensors(variant, shape)
     wide = Inputs(*(tensor.float() for tensor in inputs if tensor is not None))
     expected = prepared(PORTABLE[variant.kernel], variant, wide, d_out.float(), where)()
     run = prepared(chosen(variant), variant, inputs, d_out, where)
@@ -127,43 +178,24 @@ def check_one(variant: Variant, pattern: str) -> list[float]:
     return [((a.float() - b.float()).norm() / b.float().norm()).item() for a, b in pairs]
 
 
-def measure(variant: Variant) -> dict[str, list[float]]:
-    """By length (and of `full()` at 32K): milliseconds and TFLOP/s."""
-    heads, _ = HEADS[variant.head_dim]
+def measure(variant: Variant, kernel: Callable[..., Any]) -> dict[str, list[float]]:
+    """By shape: milliseconds and TFLOP/s."""
     found = {}
-    for T in LENGTHS[variant.head_dim]:
-        for pattern in ("window(2048)", "full()") if (T, variant.head_dim) == (32768, 128) else ("window(2048)",):
-            inputs, d_out, where = tensors(variant, T, pattern)
-            run = prepared(chosen(variant), variant, inputs, d_out, where)
-            times = do_bench(run, warmup=15, rep=80, quantiles=[0.5, 0.2, 0.8])
-            flops = FLOPS[variant.kernel] * heads * variant.head_dim * parse(pattern).pairs(T, causal=where.causal)
-            found[f"{pattern} {T // 1024}K"] = [*times, flops / times[0] / 1e9]
+    for shape in COLUMNS if variant.of_columns else SHAPES[variant.head_dim]:
+        inputs, d_out, where = tensors(variant, shape)
+        run = prepared(kernel, variant, inputs, d_out, where, fresh=False)
+        times = do_bench(run, warmup=15, rep=80, quantiles=[0.5, 0.2, 0.8])
+        flops = FLOPS[variant.kernel] * shape.Hq * variant.head_dim * variant.pairs(shape)
+        found[shape.name] = [*times, flops / times[0] / 1e9]
     return found
 
 
-def measure_columns(variant: Variant) -> dict[str, list[float]]:
-    """By pattern, length and heads: milliseconds and TFLOP/s, of this kernel and of the portable one."""
-    found = {}
-    for pattern, T, Hq, Hkv in COLUMNS:
-        inputs, d_out, where = tensors(variant, T, pattern, (Hq, Hkv), causal=True)
-        pairs = parse(pattern).pairs(T, causal=True) - parse(pattern.split(" | ")[0]).pairs(T, causal=True)
-        for name, kernel in (("", chosen(variant)), ("portable, ", PORTABLE[variant.kernel])):
-            run = prepared(kernel, variant, inputs, d_out, where, fresh=False)
-            times = do_bench(run, warmup=15, rep=80, quantiles=[0.5, 0.2, 0.8])
-            flops = FLOPS[variant.kernel] * Hq * variant.head_dim * pairs
-            found[f"{name}{pattern} {T // 1024}K Hq {Hq}"] = [*times, flops / times[0] / 1e9]
-    return found
-
-
-def tensors(
-    variant: Variant, T: int, pattern: str, heads: tuple[int, int] | None = None, *, causal: bool | None = None
-) -> tuple[Inputs, Tensor, Geometry]:
-    Hq, Hkv = HEADS[variant.head_dim] if heads is None else heads
-    causal = variant.head_dim == 128 if causal is None else causal
+def tensors(variant: Variant, shape: Shape) -> tuple[Inputs, Tensor, Geometry]:
+    T, pattern, Hq, Hkv = shape
     q, k, v, d_out = (
         torch.randn(1, T, heads, variant.head_dim, device="cuda", dtype=torch.bfloat16) for heads in (Hq, Hkv, Hkv, Hq)
     )
-    return Inputs(q, k, v), d_out, geometry(parse(pattern), T, T, causal, None, None)
+    return Inputs(q, k, v), d_out, geometry(parse(pattern), T, T, variant.causal, None, None)
 
 
 def prepared(
@@ -201,9 +233,9 @@ def prepared(
 
 def chosen(variant: Variant) -> Callable[..., Any]:
     """The kernel's launcher, which asks for these constants from now on."""
-    module = HOPPER[variant.kernel]
-    setattr(module, f"{variant.kernel}_constants", lambda *of: IN_USE[variant.kernel](*of) | variant.differs)
-    return getattr(module, LAUNCHERS[variant.kernel])  # type: ignore[no-any-return]
+    module = HOPPER[variant.own]
+    setattr(module, f"{variant.own}_constants", lambda *of: IN_USE[variant.own](*of) | variant.differs)
+    return getattr(module, LAUNCHERS.get(variant.own, variant.own))  # type: ignore[no-any-return]
 
 
 def listed(found: Any) -> tuple[Tensor, ...]:

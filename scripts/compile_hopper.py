@@ -7,17 +7,19 @@ machine without the GPU can tell. Parts: "window" has an interval alone, "union"
 from types import SimpleNamespace
 from typing import Any
 
-KERNELS = (
-    "hopper_forward",
-    "hopper_backward_keys",
-    "hopper_backward_queries",
-    "hopper_backward_columns",
-    "hopper_backward_columns_apart",  # few columns: warpgroups take the queries in turns
-)
-HEAD_DIMS = (64, 128)
-# Bytes a thread that are let pass: numbers kept outside the loops over tiles, most in packed documents; of columns there also
-# in the loops over a document's first and last tile.
-SPILLED = 224
+HEAD_DIMS = {
+    "hopper_forward": (64, 128, 256),
+    "hopper_backward_keys": (64, 128),
+    "hopper_backward_keys_wide": (256,),
+    "hopper_backward_values_wide": (256,),  # the same kernel's other launch
+    "hopper_backward_queries": (64, 128, 256),
+    "hopper_backward_columns": (64, 128),
+    "hopper_backward_columns_apart": (64, 128),  # few columns: warpgroups take the queries in turn
+}
+KERNELS = tuple(HEAD_DIMS)
+# Bytes a thread that are let pass, by head dim: numbers kept outside the loops over tiles, most in packed documents; of columns
+# there also in the loops over a document's first and last tile.
+SPILLED = {64: 224, 128: 224, 256: 416}
 SPILLED_COLUMNS = 384
 
 
@@ -33,26 +35,27 @@ def compiled(kernel_name: str, head_dim: int, element: str, dtype: str, packed: 
     from triton.backends.compiler import GPUTarget
     from triton.experimental.gluon._runtime import GluonASTSource
 
-    name = kernel_name.removeprefix("hopper_").removesuffix("_apart")
+    name = kernel_name.removeprefix("hopper_").removesuffix("_apart").replace("values_wide", "keys_wide")
     module = importlib.import_module(f"sparse_attn.kernels.attention.hopper.{name}")
     kernel = getattr(module, f"{name}_kernel")
     anchors = SimpleNamespace(extra_keys=64) if union else None
     where = SimpleNamespace(chunks=int(union), packed=packed, columns=int(union), causal=not packed, anchors=anchors)
-    apart = (kernel_name.endswith("_apart"),) if name == "backward_columns" else ()
-    constants = getattr(module, f"{name}_constants")(where, 4, head_dim, *apart)
+    further = {"backward_columns": kernel_name.endswith("_apart"), "backward_keys_wide": "values" in kernel_name}
+    own = (further[name],) if name in further else ()
+    constants = getattr(module, f"{name}_constants")(where, 4, head_dim, *own)
     rows, keys = constants.pop("ROWS", 64), constants.pop("KEYS", 64)
-    absent = [] if packed else ["documents"] if apart else ["blocks", "documents"]
+    absent = [] if packed else ["documents"] if name == "backward_columns" else ["blocks", "documents"]
     absent += [] if union else ["column_k", "column_v", "column_ranges", "extra_k", "extra_v"]
-    absent += [] if union or apart else ["positions"]
+    absent += [] if union or name == "backward_columns" else ["positions"]
     constants |= {argument: None for argument in absent if argument in kernel.arg_names}
     by_row = dict.fromkeys(("q", "out", "d_out", "dq_out"), _tile_type(element, dtype, rows, head_dim))
-    keyed = ("k", "v", "dk_out", "dv_out", "column_k", "column_v", "extra_k", "extra_v")
+    keyed: tuple[str, ...] = ("k", "v", "dk_out", "dv_out", "column_k", "column_v", "extra_k", "extra_v")
+    keyed += ("out",) if name == "backward_keys_wide" else ()
     by_key = dict.fromkeys(keyed, _tile_type(element, dtype, keys, head_dim))
     types = by_row | by_key | dict.fromkeys(("out_rows", "dq_rows", "dk_rows", "dv_rows"), f"*{element}")
     types |= {"lse": "*fp32", "dk_sums": "*fp32", "dv_sums": "*fp32", "scale": "fp32", "scale2": "fp32"}
-    types |= dict.fromkeys(
-        ("lse2", "delta"), _run_type(rows) if name in ("backward_keys", "backward_columns") else "*fp32"
-    )
+    by_run = name.startswith(("backward_keys", "backward_columns"))
+    types |= dict.fromkeys(("lse2", "delta"), _run_type(rows) if by_run else "*fp32")
     types |= dict.fromkeys(("blocks", "documents", "parameters", "column_ranges", "positions"), "*i32")
     signature = {
         argument: "constexpr" if argument in constants else types.get(argument, "i32") for argument in kernel.arg_names

@@ -139,7 +139,7 @@ def _compile_hopper(variant: Variant, registers: bool) -> tuple[int, str, str]:
         return 0, "", f"does not compile: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     report = _registers(compiled.asm["ptx"], variant.capability)
     of_columns = packed and "columns" in kernel
-    most = compile_hopper.SPILLED_COLUMNS if of_columns else compile_hopper.SPILLED
+    most = compile_hopper.SPILLED_COLUMNS if of_columns else compile_hopper.SPILLED[head_dim]
     spilled = max((int(count) for count in re.findall(r"(\d+) bytes spill", report)), default=most + 1)
     wrong = f"spills {spilled} bytes" if spilled > most else "puts products in a row" if "serialized" in report else ""
     return compiled.metadata.shared, report if registers else "", wrong
@@ -250,7 +250,9 @@ def _variants(options: argparse.Namespace) -> Iterator[Variant]:
             for dtype in options.dtypes:
                 for kernel in options.kernels:
                     if kernel in compile_hopper.KERNELS:
-                        known = capability == (9, 0) and head_dim in compile_hopper.HEAD_DIMS and dtype != "fp32"
+                        known = (
+                            capability == (9, 0) and head_dim in compile_hopper.HEAD_DIMS[kernel] and dtype != "fp32"
+                        )
                         for packed in (False, True) if options.packed and known else (False,) if known else ():
                             for parts in ("window", "union"):
                                 if parts in options.parts:

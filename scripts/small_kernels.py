@@ -27,7 +27,7 @@ def main() -> None:
     torch.manual_seed(0)
     for text in sys.argv[1:] or PATTERNS:
         pattern = parse(text)
-        for D, (T, S, causal) in product((64, 128), ((203, 259, True), (203, 203, False))):
+        for D, (T, S, causal) in product((64, 128, 256), ((203, 259, True), (203, 203, False))):
             sizes: dict[str, tuple[int, ...]] = {"q": (T, 4, D), "k": (S, 2, D), "v": (S, 2, D)}
             summaries = next((term for term in pattern.terms if isinstance(term, Anchors)), None)
             if summaries is not None:

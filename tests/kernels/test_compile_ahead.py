@@ -59,5 +59,7 @@ def test_the_usual_shape_on_hopper_in_gluon() -> None:
 @pytest.mark.slow
 def test_every_shape_on_every_gpu() -> None:
     compile_for("--packed")
-    kernels = (*(f"hopper_{name}" for name in WALKS), "hopper_backward_columns", "hopper_backward_columns_apart")
+    wide = ("hopper_backward_keys_wide", "hopper_backward_values_wide")
+    columns = ("hopper_backward_columns", "hopper_backward_columns_apart")
+    kernels = (*(f"hopper_{name}" for name in WALKS), *columns, *wide)
     compile_for("--capabilities", "9.0", "--dtypes", "fp16", "--packed", "--kernels", *kernels)

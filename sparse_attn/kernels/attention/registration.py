@@ -23,7 +23,7 @@ from .backward_queries import backward_queries
 from .backward_rows import backward_rows
 from .forward import forward, forward_kernel
 from .geometry import Geometry, geometry
-from .hopper import is_default, refusal
+from .hopper import is_default, keys_kernel, refusal
 from .launch import Gradients, Inputs
 from .tiles import Capability, row_major
 
@@ -183,7 +183,8 @@ def backward_pass(
             if wanted[1]:
                 run_keys = hopper_backward_keys if hopper else backward_keys
                 dk, dv = run_keys(inputs, gradients, where, scale, capability)
-                add_columns = hopper_add_backward_columns if hopper else add_backward_columns
+                narrow = keys_kernel(q.shape[-1]) == "backward_keys"  # columns' kernel keeps both sums
+                add_columns = hopper_add_backward_columns if hopper and narrow else add_backward_columns
                 add_columns(dk, dv, inputs, gradients, where, scale, capability)
             if wanted[2] and extra_k is not None:
                 d_extra_k, d_extra_v = (
@@ -365,7 +366,10 @@ def hopper_backward_queries(
 def hopper_backward_keys(
     inputs: Inputs, gradients: Gradients, where: Geometry, scale: float, capability: Capability
 ) -> tuple[Tensor, Tensor]:
-    from .hopper.backward_keys import backward_keys as run
+    if keys_kernel(inputs.q.shape[-1]) == "backward_keys_wide":
+        from .hopper.backward_keys_wide import backward_keys_wide as run
+    else:
+        from .hopper.backward_keys import backward_keys as run
 
     return run(inputs, gradients, where, scale)
 

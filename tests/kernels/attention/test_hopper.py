@@ -37,7 +37,7 @@ def judge(given: dict[str, torch.Tensor], pattern: str, **options: Any) -> None:
 @pytest.mark.skipif(not ON_HOPPER, reason="needs an H100 or H200")
 class TestOnHopper:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-    @pytest.mark.parametrize("D", [64, 128])
+    @pytest.mark.parametrize("D", [64, 128, 256])
     @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
     @pytest.mark.parametrize(
         ("pattern", "T", "S"),
@@ -56,7 +56,7 @@ class TestOnHopper:
     def test_shapes(self, pattern: str, T: int, S: int, causal: bool, D: int, dtype: torch.dtype) -> None:
         judge(inputs(T, S, 8, 2, D, dtype), pattern, causal=causal)
 
-    @pytest.mark.parametrize("D", [64, 128])
+    @pytest.mark.parametrize("D", [64, 128, 256])
     @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
     @pytest.mark.parametrize(
         ("pattern", "T", "S"),
@@ -83,17 +83,17 @@ class TestOnHopper:
     def test_columns_of_heads_and_examples(self, Hq: int, Hkv: int, B: int, D: int) -> None:
         judge(inputs(300, 400, Hq, Hkv, D, B=B), "window(30) | sinks(3) | strided(9)", scale=0.3)
 
-    @pytest.mark.parametrize("D", [64, 128])
+    @pytest.mark.parametrize("D", [64, 128, 256])
     def test_columns_and_extra_keys_in_half_precision(self, D: int) -> None:
         pattern, half = "window(60) | anchors(64, block=128) | sinks(2) | strided(9)", torch.float16
         judge(inputs(777, 777, 4, 1, D, half) | extra(pattern, 7, 1, D, half), pattern)
 
-    @pytest.mark.parametrize("D", [64, 128])
+    @pytest.mark.parametrize("D", [64, 128, 256])
     @pytest.mark.parametrize(("Hq", "Hkv"), [(4, 4), (6, 1)])
     def test_heads_and_examples(self, Hq: int, Hkv: int, D: int) -> None:
         judge(inputs(300, 400, Hq, Hkv, D, B=3), "window(130)", scale=0.3)
 
-    @pytest.mark.parametrize("D", [64, 128])
+    @pytest.mark.parametrize("D", [64, 128, 256])
     @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
     def test_packed_documents(self, D: int, causal: bool) -> None:
         packed = {name: tensor[0] for name, tensor in inputs(700, 900, 4, 2, D).items()}
@@ -105,7 +105,7 @@ class TestOnHopper:
         beside = {name: tensor[0] for name, tensor in extra(pattern, rows, 2, D).items()}
         judge(packed | beside, pattern, causal=causal, **bounds)
 
-    @pytest.mark.parametrize("D", [64, 128])
+    @pytest.mark.parametrize("D", [64, 128, 256])
     def test_a_bad_document_reaches_no_other(self, D: int) -> None:
         packed = {name: tensor[0] for name, tensor in inputs(900, 900, 4, 2, D).items()}
         arguments: dict[str, Any] = {"pattern": Window(150) | Sinks(3), "cu_seqlens_q": [0, 200, 500, 900]}
@@ -119,8 +119,9 @@ class TestOnHopper:
             assert torch.equal(after[rows], before[rows])
             assert all(torch.isfinite(leaf.grad[rows]).all() for leaf in leaves.values())
 
-    def test_strided_inputs_are_read_right(self) -> None:
-        given = inputs(500, 500, 4, 2, 128, B=2)
+    @pytest.mark.parametrize("D", [128, 256])
+    def test_strided_inputs_are_read_right(self, D: int) -> None:
+        given = inputs(500, 500, 4, 2, D, B=2)
         arguments: dict[str, Any] = {"pattern": Window(90), "implementation": "hopper"}
         expected = attention(**given, **arguments)
         heads_first = {name: x.transpose(1, 2).contiguous().transpose(1, 2) for name, x in given.items()}
@@ -128,9 +129,10 @@ class TestOnHopper:
         for views in (heads_first, padded):
             assert torch.equal(attention(**views, **arguments), expected)
 
+    @pytest.mark.parametrize("D", [128, 256])
     @pytest.mark.parametrize("pattern", ["window(700) | sinks(4)", "window(90) | strided(11)"])
-    def test_gradients_repeat_to_the_bit(self, pattern: str) -> None:
-        given = inputs(3000, 3000, 8, 2, 128)
+    def test_gradients_repeat_to_the_bit(self, pattern: str, D: int) -> None:
+        given = inputs(3000, 3000, 8, 2, D)
         runs = []
         for _ in range(3):
             leaves = {name: tensor.clone().requires_grad_() for name, tensor in given.items()}
@@ -139,6 +141,11 @@ class TestOnHopper:
             runs.append([out, *(leaf.grad for leaf in leaves.values())])
         for run in runs[1:]:
             assert all(torch.equal(a, b) for a, b in zip(runs[0], run, strict=True))
+
+    @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+    @pytest.mark.parametrize("window", [512, 1024])
+    def test_windows_of_models_with_wide_heads(self, window: int, causal: bool) -> None:
+        judge(inputs(2600, 2600, 8, 4, 256), f"window({window})", causal=causal)  # every program takes several blocks
 
     @pytest.mark.parametrize(
         "pattern",
@@ -152,7 +159,7 @@ class TestOnHopper:
 
     def test_what_is_refused(self) -> None:
         for given, options, text in (
-            (inputs(99, 99, 2, 1, 96), {}, "head dims 64 and 128, got 96"),
+            (inputs(99, 99, 2, 1, 96), {}, "head dims 64, 128, 256, got 96"),
             (inputs(99, 99, 2, 1, 64, torch.float32), {}, "float16 and bfloat16, got torch.float32"),
             (inputs(99, 99, 2, 1, 64), {"scale": -1.0}, "not negative, got -1.0"),
         ):

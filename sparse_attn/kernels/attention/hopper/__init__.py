@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..geometry import Geometry
     from ..launch import Inputs
 
-HEAD_DIMS = (64, 128)
+HEAD_DIMS = (64, 128, 256)
 
 
 def refusal(inputs: "Inputs", where: "Geometry", scale: float, capability: Capability) -> str | None:
@@ -25,7 +25,7 @@ def refusal(inputs: "Inputs", where: "Geometry", scale: float, capability: Capab
     if q.dtype not in (torch.float16, torch.bfloat16):
         return f"takes float16 and bfloat16, got {q.dtype}"
     if q.shape[-1] not in HEAD_DIMS:
-        return f"takes head dims {' and '.join(map(str, HEAD_DIMS))}, got {q.shape[-1]}"
+        return f"takes head dims {', '.join(map(str, HEAD_DIMS))}, got {q.shape[-1]}"
     cut = where.columns > 1 or (where.columns and not where.uncut)
     if where.main is None or not where.has_interval or where.passes or where.rows or where.lists or cut:
         return f"takes windows, chunks and full(), with sinks, strided() and anchors beside them, got {where.pattern!r}"
@@ -34,6 +34,11 @@ def refusal(inputs: "Inputs", where: "Geometry", scale: float, capability: Capab
     if not can_use_tma(capability, where, where.main, *(tensor for tensor in inputs if tensor is not None)):
         return "takes tensors on addresses and strides that are multiples of 16 bytes"
     return None
+
+
+def keys_kernel(head_dim: int) -> str:
+    """Which kernel makes dk and dv of a call that is served: of wide heads a warpgroup can keep but one of the two sums."""
+    return "backward_keys_wide" if head_dim > 128 else "backward_keys"
 
 
 def is_default(where: "Geometry") -> bool:

@@ -4,6 +4,8 @@
 
 As in the forward kernel, one warp loads and warpgroups of 64 query rows compute: s and dout v^T of tile i + 1 are issued
 behind the product ds k of tile i, whose weights stay in registers. Nothing is corrected, since the LSE is known.
+At head dim 256 values have one slot and no registers are left for a third product in flight: dout v^T is issued after ds k is
+done, and behind its own wait works the other warpgroup. The result leaves through the tiles of dout.
 """
 
 from typing import Any
@@ -12,13 +14,7 @@ import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
-    mbarrier,
-    tma,
-    warpgroup_mma,
-    warpgroup_mma_wait,
-)
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
 from ..geometry import Geometry
 from ..launch import Gradients, Inputs
@@ -36,9 +32,10 @@ from .blocks import (
     narrowed,
     own_tiles,
     place_keys,
-    store_rows,
 )
 from .descriptors import copyable, head_first, programs_of
+from .results import store_result
+from .ring import barriers, make_ring
 
 ROWS = 64  # of a warpgroup
 
@@ -49,6 +46,7 @@ def _load(
     q_tiles, d_tiles, k_tiles, v_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty,
     n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block, total,
     CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, PACKED: gl.constexpr, GROUP: gl.constexpr,
+    APART: gl.constexpr,
 ):  # fmt: skip
     CONSUMERS: gl.constexpr = q_tiles.type.shape[0]
     ROWS: gl.constexpr = q.block_type.shape[2]
@@ -61,6 +59,14 @@ def _load(
             CHUNKS, PACKED, ROWS * CONSUMERS, KEYS,
         )  # fmt: skip
         runs = column_runs(column_ranges, block, SIDES, KEYS)
+        kv_head = head // GROUP
+        ahead = 0
+        if not APART:  # keys come while the results of the block before leave through dout's tiles
+            ahead = gl.minimum(tiles, v_tiles.type.shape[0])
+            for tile in range(0, ahead):
+                at = k_start + begin + tile * KEYS
+                load_keys(k, v, batch, kv_head, at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, False)
+                loaded += 1
         for c in gl.static_range(CONSUMERS):
             ready = q_ready.index(c)
             mbarrier.wait(q_empty.index(c), phase ^ 1)
@@ -68,8 +74,7 @@ def _load(
             tma.async_copy_global_to_shared(q, [batch, head, row + ROWS * c, 0], ready, q_tiles.index(c))
             tma.async_copy_global_to_shared(d_out, [batch, head, row + ROWS * c, 0], ready, d_tiles.index(c))
         phase ^= 1
-        kv_head = head // GROUP
-        for tile in range(tiles):
+        for tile in range(ahead, tiles):
             at = k_start + begin + tile * KEYS
             load_keys(k, v, batch, kv_head, at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, False)
             loaded += 1
@@ -92,8 +97,12 @@ def _step(
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
     p_layout: gl.constexpr = held.type.layout
     ELEMENT: gl.constexpr = k_tiles.dtype
+    V_SLOTS: gl.constexpr = v_tiles.type.shape[0]
+    LATE: gl.constexpr = V_SLOTS < SLOTS
     slot = used % SLOTS
     phase = used // SLOTS & 1
+    v_slot = used % V_SLOTS
+    v_phase = used // V_SLOTS & 1
     before = (
         gl.where(used == first, used, used - 1) % SLOTS
     )  # the first tile stands in: it is there, and its weights are 0
@@ -105,22 +114,32 @@ def _step(
         clean(k_tiles.index(slot), start, 0, stop)
     blank = gl.zeros([ROWS, KEYS], gl.float32, s_layout)
     logits = warpgroup_mma(q, k_tiles.index(slot).permute((1, 0)), blank, use_acc=False, is_async=True)
-    mbarrier.wait(v_ready.index(slot), phase)
-    d_weights = warpgroup_mma(d_out, v_tiles.index(slot).permute((1, 0)), blank, use_acc=False, is_async=True)
+    if not LATE:
+        mbarrier.wait(v_ready.index(v_slot), v_phase)
+        d_weights = warpgroup_mma(d_out, v_tiles.index(v_slot).permute((1, 0)), blank, use_acc=False, is_async=True)
     dq = warpgroup_mma(held, k_tiles.index(before), dq, is_async=True)
-    logits = warpgroup_mma_wait(2, deps=(logits,))
+    logits = warpgroup_mma_wait(1 if LATE else 2, deps=(logits,))
     weights = gl.exp2(hide(logits * scale2 - lse2[:, None], j, low, high, KIND))
     # A second look at a barrier that has been passed ends a block of instructions: without it the compiler waits for the
     # product before it takes the powers.
-    mbarrier.wait(v_ready.index(slot), phase)
-    d_weights, weights = warpgroup_mma_wait(1, deps=(d_weights, weights))
-    mbarrier.arrive(v_empty.index(slot))
+    if LATE:
+        mbarrier.wait(k_ready.index(slot), phase)
+        dq, held, weights = warpgroup_mma_wait(0, deps=(dq, held, weights))
+        mbarrier.arrive(k_empty.index(before), pred=used > first)
+        mbarrier.wait(v_ready.index(v_slot), v_phase)
+        d_weights = warpgroup_mma(d_out, v_tiles.index(v_slot).permute((1, 0)), blank, use_acc=False, is_async=True)
+        d_weights = warpgroup_mma_wait(0, deps=(d_weights,))
+    else:
+        mbarrier.wait(v_ready.index(v_slot), v_phase)
+        d_weights, weights = warpgroup_mma_wait(1, deps=(d_weights, weights))
+    mbarrier.arrive(v_empty.index(v_slot))
     d_logits = weights * (d_weights - delta[:, None])
     if PACKED and KIND != "none":
         d_logits = gl.where(weights == 0.0, 0.0, d_logits)  # another document's values may be NaN
-    mbarrier.wait(k_ready.index(slot), phase)
-    dq, held, d_logits = warpgroup_mma_wait(0, deps=(dq, held, d_logits))
-    mbarrier.arrive(k_empty.index(before), pred=used > first)
+    if not LATE:
+        mbarrier.wait(k_ready.index(slot), phase)
+        dq, held, d_logits = warpgroup_mma_wait(0, deps=(dq, held, d_logits))
+        mbarrier.arrive(k_empty.index(before), pred=used > first)
     held = narrowed(d_logits, p_layout, ELEMENT)
     return held, dq
 
@@ -129,12 +148,11 @@ def _step(
 def _skip(k_ready, k_empty, v_ready, v_empty, used):
     """Let a tile pass that none of the warpgroup's rows see."""
     SLOTS: gl.constexpr = k_ready.type.shape[0]
-    slot = used % SLOTS
-    phase = used // SLOTS & 1
-    mbarrier.wait(k_ready.index(slot), phase)
-    mbarrier.arrive(k_empty.index(slot))
-    mbarrier.wait(v_ready.index(slot), phase)
-    mbarrier.arrive(v_empty.index(slot))
+    V_SLOTS: gl.constexpr = v_ready.type.shape[0]
+    mbarrier.wait(k_ready.index(used % SLOTS), used // SLOTS & 1)
+    mbarrier.arrive(k_empty.index(used % SLOTS))
+    mbarrier.wait(v_ready.index(used % V_SLOTS), used // V_SLOTS & 1)
+    mbarrier.arrive(v_empty.index(used % V_SLOTS))
 
 
 @gluon.jit
@@ -143,7 +161,7 @@ def _compute(
     dq_out, dq_rows, lse2, delta, blocks, documents, parameters, column_ranges, positions,
     n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
     total, stride_gb, stride_gt, stride_gh, stride_row, scale, scale2, c,
-    CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, PACKED: gl.constexpr,
+    CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, PACKED: gl.constexpr, APART: gl.constexpr,
 ):  # fmt: skip
     CONSUMERS: gl.constexpr = q_tiles.type.shape[0]
     SLOTS: gl.constexpr = k_tiles.type.shape[0]
@@ -230,7 +248,8 @@ def _compute(
                     held, dq, lse_row, delta_row, own_extra, own_extra + EXTRA, positions, scale2, "both", PACKED,
                 )  # fmt: skip
                 used += 1
-        mbarrier.arrive(q_empty.index(c))
+        if APART:
+            mbarrier.arrive(q_empty.index(c))
         dq = warpgroup_mma(held, k_tiles.index((used - 1) % SLOTS), dq, is_async=True)
         dq, held = warpgroup_mma_wait(0, deps=(dq, held))
         mbarrier.arrive(k_empty.index((used - 1) % SLOTS))
@@ -238,14 +257,12 @@ def _compute(
             _skip(k_ready, k_empty, v_ready, v_empty, used)
             used += 1
         result = (dq * scale).to(out_tiles.dtype)
-        if PACKED and stop - x < ROWS:
-            store_rows(dq_rows, batch, head, row, stop - x, result, stride_gb, stride_gt, stride_gh)
-        else:
-            tma.store_wait(0)
-            gl.thread_barrier()
-            out_tiles.index(c).store(result)
-            fence_async_shared()
-            tma.async_copy_shared_to_global(dq_out, [batch, head, row, 0], out_tiles.index(c).reshape([1, 1, ROWS, D]))
+        store_result(
+            result, out_tiles.index(c), dq_out, dq_rows, batch, head, row, stop - x, stride_gb, stride_gt, stride_gh,
+            PACKED, APART,
+        )  # fmt: skip
+        if not APART:
+            mbarrier.arrive(q_empty.index(c))
     tma.store_wait(0)
 
 
@@ -270,50 +287,37 @@ def backward_queries_kernel(
     n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block, total,
     stride_gb, stride_gt, stride_gh, stride_row, scale, scale2,
     CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, PACKED: gl.constexpr, GROUP: gl.constexpr,
-    SLOTS: gl.constexpr,
+    SLOTS: gl.constexpr, V_SLOTS: gl.constexpr, APART: gl.constexpr,
 ):  # fmt: skip
     CONSUMERS: gl.constexpr = 2
     ROWS: gl.constexpr = q.block_type.shape[2]
     KEYS: gl.constexpr = k.block_type.shape[2]
     D: gl.constexpr = k.block_type.shape[3]
-    flat: gl.constexpr = gl.NVMMASharedLayout.get_default_for([KEYS, D], q.dtype)
-    one: gl.constexpr = mbarrier.MBarrierLayout()
+    flat: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, D], q.dtype)
     q_tiles = gl.allocate_shared_memory(q.dtype, [CONSUMERS, ROWS, D], flat)
     d_tiles = gl.allocate_shared_memory(q.dtype, [CONSUMERS, ROWS, D], flat)
-    out_tiles = gl.allocate_shared_memory(q.dtype, [CONSUMERS, ROWS, D], flat)
-    k_tiles = gl.allocate_shared_memory(q.dtype, [SLOTS, KEYS, D], flat)
-    v_tiles = gl.allocate_shared_memory(q.dtype, [SLOTS, KEYS, D], flat)
-    q_ready = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], one)
-    q_empty = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], one)
-    k_ready = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], one)
-    k_empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], one)
-    v_ready = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], one)
-    v_empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], one)
-    for c in gl.static_range(CONSUMERS):
-        mbarrier.init(q_ready.index(c), count=1)
-        mbarrier.init(q_empty.index(c), count=1)
-    for s in gl.static_range(SLOTS):
-        mbarrier.init(k_ready.index(s), count=1)
-        mbarrier.init(k_empty.index(s), count=CONSUMERS)
-        mbarrier.init(v_ready.index(s), count=1)
-        mbarrier.init(v_empty.index(s), count=CONSUMERS)
+    out_tiles = gl.allocate_shared_memory(q.dtype, [CONSUMERS, ROWS, D], flat) if APART else d_tiles
+    k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty = make_ring(q.dtype, SLOTS, V_SLOTS, KEYS, D, CONSUMERS)
+    q_ready = barriers(CONSUMERS, 1)
+    q_empty = barriers(CONSUMERS, 1)
     gl.warp_specialize([
         (_compute, (
             q_tiles, d_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty,
             dq_out, dq_rows, lse2, delta, blocks, documents, parameters, column_ranges, positions,
             n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
-            total, stride_gb, stride_gt, stride_gh, stride_row, scale, scale2, 0, CHUNKS, SIDES, EXTRA, PACKED,
+            total, stride_gb, stride_gt, stride_gh, stride_row, scale, scale2, 0, CHUNKS, SIDES, EXTRA, PACKED, APART,
         )),
         (_compute, (
             q_tiles, d_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty,
             dq_out, dq_rows, lse2, delta, blocks, documents, parameters, column_ranges, positions,
             n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
-            total, stride_gb, stride_gt, stride_gh, stride_row, scale, scale2, 1, CHUNKS, SIDES, EXTRA, PACKED,
+            total, stride_gb, stride_gt, stride_gh, stride_row, scale, scale2, 1, CHUNKS, SIDES, EXTRA, PACKED, APART,
         )),
         (_load, (
             q, d_out, k, v, column_k, column_v, extra_k, extra_v, blocks, documents, parameters, column_ranges,
             q_tiles, d_tiles, k_tiles, v_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty,
             n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block, total, CHUNKS, SIDES, EXTRA, PACKED, GROUP,
+            APART,
         )),
     ], [4, 1], [240, 24])  # fmt: skip
 
@@ -344,11 +348,14 @@ def backward_queries(inputs: Inputs, gradients: Gradients, where: Geometry, scal
 
 def backward_queries_constants(where: Geometry, group: int, head_dim: int) -> dict[str, Any]:
     """What the kernel is compiled for, and the number of keys of a tile."""
+    slots = 2 if head_dim == 256 else 3 if where.packed and head_dim == 128 else 4
     return {
         "CHUNKS": where.chunks,
         "PACKED": where.packed,
         "GROUP": group,
-        "SLOTS": 3 if where.packed and head_dim == 128 else 4,
+        "SLOTS": slots,
+        "V_SLOTS": 1 if head_dim == 256 else slots,
+        "APART": head_dim < 256,
         "KEYS": 64,
         **beside_constants(where),
     }

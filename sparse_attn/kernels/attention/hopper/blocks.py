@@ -89,23 +89,25 @@ def extra_run(x, stop, document, documents, extra_block, EXTRA: gl.constexpr, PA
 def load_keys(
     k, v, batch, kv_head, at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, TOGETHER: gl.constexpr,
 ):  # fmt: skip
-    """Copy a tile of keys and one of values, from row `at` on, into slot number `loaded` of the ring.
+    """Copy a tile of keys and one of values, from row `at` on, into the slots of both that are number `loaded` in turn.
 
     TOGETHER: who reads them lets both go at once, by `v_empty`.
     """
     SLOTS: gl.constexpr = k_tiles.type.shape[0]
+    V_SLOTS: gl.constexpr = v_tiles.type.shape[0]
     slot = loaded % SLOTS
-    emptied = (loaded // SLOTS & 1) ^ 1
+    v_slot = loaded % V_SLOTS
+    v_emptied = (loaded // V_SLOTS & 1) ^ 1
     if not TOGETHER:
-        mbarrier.wait(k_empty.index(slot), emptied)
+        mbarrier.wait(k_empty.index(slot), (loaded // SLOTS & 1) ^ 1)
     else:
-        mbarrier.wait(v_empty.index(slot), emptied)
+        mbarrier.wait(v_empty.index(v_slot), v_emptied)
     mbarrier.expect(k_ready.index(slot), k.block_type.nbytes)
     tma.async_copy_global_to_shared(k, [batch, kv_head, at, 0], k_ready.index(slot), k_tiles.index(slot))
     if not TOGETHER:
-        mbarrier.wait(v_empty.index(slot), emptied)
-    mbarrier.expect(v_ready.index(slot), v.block_type.nbytes)
-    tma.async_copy_global_to_shared(v, [batch, kv_head, at, 0], v_ready.index(slot), v_tiles.index(slot))
+        mbarrier.wait(v_empty.index(v_slot), v_emptied)
+    mbarrier.expect(v_ready.index(v_slot), v.block_type.nbytes)
+    tma.async_copy_global_to_shared(v, [batch, kv_head, at, 0], v_ready.index(v_slot), v_tiles.index(v_slot))
 
 
 @gluon.jit

@@ -10,7 +10,8 @@ copy engine busy:
 The interval's tiles are walked from the last to the first: tiles that its right edge cuts (masked), tiles that all of a
 warpgroup's rows see, tiles that its left edge cuts (masked); those that none of them sees it lets pass. Tiles of gathered
 columns and of extra keys follow in the same ring. Programs are persistent: each takes every n-th block, and the loader runs ahead
-into the next block while the last one is divided, narrowed and stored through a shared tile of its own.
+into the next block while the last one is divided, narrowed and stored through a shared tile of its own; at head dim 256 there is
+no room for one, and results leave through the queries' tiles, which the loader waits for.
 Registers: 64 x KEYS logits and 64 x D sums in float32 are KEYS / 2 + D / 2 a thread, the narrowed weights KEYS / 4 more.
 """
 
@@ -20,13 +21,7 @@ import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
-    mbarrier,
-    tma,
-    warpgroup_mma,
-    warpgroup_mma_wait,
-)
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
 from ..geometry import Geometry
 from ..launch import Inputs
@@ -44,17 +39,28 @@ from .blocks import (
     narrowed,
     own_tiles,
     place_keys,
-    store_rows,
 )
 from .descriptors import head_first, programs_of
+from .results import store_result
+from .ring import barriers, make_ring
+from .softmax import sums_by_thread, take_powers
 
 ROWS = 64  # of a warpgroup
+# Keys of a tile, slots of the ring, whether warpgroups take turns at issuing products, how many there are, whether their
+# queries are held in registers, whether results have a tile of their own to leave through or take the queries', and registers of a
+# thread, by head dim.
+SHAPES = {
+    64: {"KEYS": 64, "SLOTS": 8, "TURNS": False, "CONSUMERS": 3, "HELD": True, "APART": True, "REGISTERS": 160},
+    128: {"KEYS": 128, "SLOTS": 2, "TURNS": True, "CONSUMERS": 2, "HELD": False, "APART": True, "REGISTERS": 240},
+    256: {"KEYS": 64, "SLOTS": 2, "TURNS": True, "CONSUMERS": 2, "HELD": False, "APART": False, "REGISTERS": 240},
+}
 
 
 @gluon.jit
 def _load(
     sources, queries, ring, where,
     CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, PACKED: gl.constexpr, GROUP: gl.constexpr,
+    APART: gl.constexpr,
 ):  # fmt: skip
     q, k, v, column_k, column_v, extra_k, extra_v = sources
     q_tiles, q_ready, q_empty = queries
@@ -75,13 +81,22 @@ def _load(
             CHUNKS, PACKED, ROWS * CONSUMERS, KEYS,
         )  # fmt: skip
         runs = column_runs(column_ranges, block, SIDES, KEYS)
+        kv_head = head // GROUP
+        ahead = 0
+        if not APART:  # keys come while the results of the block before leave through the queries' tiles
+            ahead = gl.minimum(tiles, k_tiles.type.shape[0])
+            for tile in range(0, ahead):
+                at = k_start + begin + (tiles - 1 - tile) * KEYS
+                load_keys(
+                    k, v, batch, kv_head, at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, TOGETHER
+                )
+                loaded += 1
         for c in gl.static_range(CONSUMERS):
             mbarrier.wait(q_empty.index(c), phase ^ 1)
             mbarrier.expect(q_ready.index(c), q.block_type.nbytes)
             tma.async_copy_global_to_shared(q, [batch, head, row + ROWS * c, 0], q_ready.index(c), q_tiles.index(c))
         phase ^= 1
-        kv_head = head // GROUP
-        for tile in range(tiles):
+        for tile in range(ahead, tiles):
             at = k_start + begin + (tiles - 1 - tile) * KEYS
             load_keys(k, v, batch, kv_head, at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, TOGETHER)
             loaded += 1
@@ -93,37 +108,16 @@ def _load(
 
 
 @gluon.jit
-def _by_thread(tile):
-    """``[ROWS, KEYS]`` as ``[ROWS, KEYS / 8, 4, 2]``: of a row each of 4 threads holds 2 neighbours of every 8 numbers."""
-    return tile.reshape([tile.shape[0], tile.shape[1] // 8, 4, 2])
-
-
-@gluon.jit
-def _sums(weights):
-    """Each thread's sum of a row's weights, ``[ROWS, 4]``: threads meet once, after the last tile."""
-    return gl.sum(gl.sum(_by_thread(weights), 3), 1)
-
-
-@gluon.jit
-def _weights(logits, top, scale, MASKED: gl.constexpr):
-    """One step of the running softmax: weights, by how much earlier ones fade, and the new maximum."""
-    highest = gl.max(gl.max(gl.max(_by_thread(logits), 3), 1), 1)  # pairs first: a shorter chain
-    new_top = gl.maximum(top, gl.convert_layout(highest, top.type.layout) * scale)
-    base = new_top
-    if MASKED:
-        base = gl.where(new_top == float("-inf"), 0.0, new_top)  # -inf minus -inf would be NaN
-    return gl.exp2(logits * scale - base[:, None]), gl.exp2(top - base), new_top
-
-
-@gluon.jit
 def _step(
-    q, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used, start, stop, held_keys,
-    p, acc, top, total, low, high, positions, scale, KIND: gl.constexpr, CLEAN: gl.constexpr, TURNS: gl.constexpr,
+    q, ring, turn, step, c, used, start, stop, held_keys, state, low, high, positions, scale,
+    KIND: gl.constexpr, CLEAN: gl.constexpr, TURNS: gl.constexpr,
 ):  # fmt: skip
     """Tile number `used` of the ring joins the softmax, and the tile before it, of `held_keys` keys, the output.
 
     CLEAN: that tile may hold another document's rows. A branch that p passes costs instructions in every step.
     """
+    k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty = ring
+    p, acc, top, total = state
     SLOTS: gl.constexpr = k_tiles.type.shape[0]
     KEYS: gl.constexpr = k_tiles.type.shape[1]
     ROWS: gl.constexpr = acc.shape[0]
@@ -150,8 +144,8 @@ def _step(
     if not TOGETHER:
         mbarrier.arrive(k_empty.index(slot))
     logits = hide(logits, j, low, high, KIND)
-    weights, fade, top = _weights(logits, top, scale, KIND != "none")
-    total = total * gl.convert_layout(fade, gl.SliceLayout(1, total.type.layout))[:, None] + _sums(weights)
+    weights, fade, top = take_powers(logits, top, scale, KIND != "none")
+    total = total * gl.convert_layout(fade, gl.SliceLayout(1, total.type.layout))[:, None] + sums_by_thread(weights)
     # A second look at a barrier that has been passed ends a block of instructions: without it the compiler waits for the
     # product before it takes the powers.
     mbarrier.wait(v_ready.index(before), (used - 1) // SLOTS & 1)
@@ -163,8 +157,9 @@ def _step(
 
 
 @gluon.jit
-def _skip(k_ready, k_empty, v_ready, v_empty, turn, step, c, used, TURNS: gl.constexpr):
+def _skip(ring, turn, step, c, used, TURNS: gl.constexpr):
     """Let a tile pass that none of the warpgroup's rows see."""
+    _, _, k_ready, k_empty, v_ready, v_empty = ring
     SLOTS: gl.constexpr = k_ready.type.shape[0]
     TOGETHER: gl.constexpr = SLOTS > 2
     slot = used & (SLOTS - 1)
@@ -183,7 +178,7 @@ def _skip(k_ready, k_empty, v_ready, v_empty, turn, step, c, used, TURNS: gl.con
 def _attend(
     queries, ring, results, where, c,
     CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, PACKED: gl.constexpr, TURNS: gl.constexpr,
-    HELD: gl.constexpr,
+    HELD: gl.constexpr, APART: gl.constexpr,
 ):  # fmt: skip
     q_tiles, q_ready, q_empty = queries
     k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty = ring
@@ -222,7 +217,7 @@ def _attend(
             x, stop, own_keys, begin, tiles, left, right, parameters, CHUNKS, ROWS, KEYS, SIDES > 0 or EXTRA > 0
         )
         for _ in range(end, tiles):
-            _skip(k_ready, k_empty, v_ready, v_empty, turn, step, c, used, TURNS)
+            _skip(ring, turn, step, c, used, TURNS)
             used += 1
             step += 1
 
@@ -242,61 +237,59 @@ def _attend(
         start = begin + (end - 1) * KEYS
         logits = hide(logits, place_keys(start, own_keys, positions, s_layout, KEYS, "both"), low, high, "both")
         top = gl.full([ROWS], float("-inf"), gl.float32, row_layout)
-        weights, _, top = _weights(logits, top, scale, True)
-        total = _sums(weights)
+        weights, _, top = take_powers(logits, top, scale, True)
+        total = sums_by_thread(weights)
         p = narrowed(weights, p_layout, ELEMENT)
         acc = gl.zeros([ROWS, D], gl.float32, o_layout)
         if PACKED and start + KEYS > own_keys:  # only the last tile reaches into the next document
             mbarrier.wait(v_ready.index(slot), used // SLOTS & 1)
             clean(v_tiles.index(slot), start, 0, own_keys)
+        state = (p, acc, top, total)
         used += 1
         held = KEYS
 
         for tile in range(end - 2, gl.minimum(cut, end - 1) - 1, -1):
-            p, acc, top, total = _step(
-                q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
-                begin + tile * KEYS, own_keys, held, p, acc, top, total, low, high, positions, scale,
+            state = _step(
+                q_tile, ring, turn, step, c, used, begin + tile * KEYS, own_keys, held, state, low, high, positions, scale,
                 "high", False, TURNS,
             )  # fmt: skip
             used += 1
             step += 1
         for tile in range(gl.minimum(cut, end - 1) - 1, uncut - 1, -1):
-            p, acc, top, total = _step(
-                q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
-                begin + tile * KEYS, own_keys, held, p, acc, top, total, low, high, positions, scale,
+            state = _step(
+                q_tile, ring, turn, step, c, used, begin + tile * KEYS, own_keys, held, state, low, high, positions, scale,
                 "none", False, TURNS,
             )  # fmt: skip
             used += 1
             step += 1
         for tile in range(gl.minimum(uncut, end - 1) - 1, first - 1, -1):
-            p, acc, top, total = _step(
-                q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
-                begin + tile * KEYS, own_keys, held, p, acc, top, total, low, high, positions, scale,
+            state = _step(
+                q_tile, ring, turn, step, c, used, begin + tile * KEYS, own_keys, held, state, low, high, positions, scale,
                 "both", False, TURNS,
             )  # fmt: skip
             used += 1
             step += 1
         if SIDES > 0:
             for at in range(column, whole_columns, KEYS):
-                p, acc, top, total = _step(
-                    q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
-                    at, column_stop, held, p, acc, top, total, low, high, positions, scale, "none", False, TURNS,
+                state = _step(
+                    q_tile, ring, turn, step, c, used, at, column_stop, held, state, low, high, positions, scale, "none",
+                    False, TURNS,
                 )  # fmt: skip
                 used += 1
                 step += 1
             for at in range(whole_columns, column_stop, KEYS):
-                p, acc, top, total = _step(
-                    q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
-                    at, column_stop, held, p, acc, top, total, low, high, positions, scale, COLUMNS, False, TURNS,
+                state = _step(
+                    q_tile, ring, turn, step, c, used, at, column_stop, held, state, low, high, positions, scale, COLUMNS,
+                    False, TURNS,
                 )  # fmt: skip
                 held = column_stop - at
                 used += 1
                 step += 1
         if SIDES > 1:
             for at in range(behind, behind_stop, KEYS):
-                p, acc, top, total = _step(
-                    q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
-                    at, behind_stop, held, p, acc, top, total, low, high, positions, scale, "beside", PACKED, TURNS,
+                state = _step(
+                    q_tile, ring, turn, step, c, used, at, behind_stop, held, state, low, high, positions, scale, "beside",
+                    PACKED, TURNS,
                 )  # fmt: skip
                 held = behind_stop - at
                 used += 1
@@ -305,17 +298,17 @@ def _attend(
             at_first, extra_stop, _ = extra_run(x_block, stop, document, documents, extra_block, EXTRA, PACKED)
             own_extra = i // extra_block * EXTRA
             for at in range(at_first, extra_stop, KEYS):
-                p, acc, top, total = _step(
-                    q_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, turn, step, c, used,
-                    at, extra_stop, held, p, acc, top, total, own_extra, own_extra + EXTRA, positions, scale,
-                    "both", PACKED, TURNS,
+                state = _step(
+                    q_tile, ring, turn, step, c, used, at, extra_stop, held, state, own_extra, own_extra + EXTRA, positions,
+                    scale, "both", PACKED, TURNS,
                 )  # fmt: skip
                 held = extra_stop - at
                 used += 1
                 step += 1
-        if not HELD:
+        if APART and not HELD:
             mbarrier.arrive(q_empty.index(c))
         phase ^= 1
+        p, acc, top, total = state
 
         # The values of the tile that came last, and the result; a query without keys gets 0 and -inf.
         before = (used - 1) & (SLOTS - 1)
@@ -333,18 +326,15 @@ def _attend(
         acc, p = warpgroup_mma_wait(0, deps=(acc, p))
         mbarrier.arrive(v_empty.index(before))
         for _ in range(0, first):
-            _skip(k_ready, k_empty, v_ready, v_empty, turn, step, c, used, TURNS)
+            _skip(ring, turn, step, c, used, TURNS)
             used += 1
             step += 1
         result = (acc * share[:, None]).to(out_tiles.dtype)
-        if PACKED and stop - x < ROWS:  # the next document's rows follow: its warpgroup stores them
-            store_rows(out_rows, batch, head, row, stop - x, result, stride_ob, stride_ot, stride_oh)
-        else:
-            tma.store_wait(0)
-            gl.thread_barrier()
-            out_tile.store(result)
-            fence_async_shared()
-            tma.async_copy_shared_to_global(out, [batch, head, row, 0], out_tile.reshape([1, 1, ROWS, D]))
+        store_result(
+            result, out_tile, out, out_rows, batch, head, row, stop - x, stride_ob, stride_ot, stride_oh, PACKED, APART
+        )
+        if not APART:
+            mbarrier.arrive(q_empty.index(c))
     tma.store_wait(0)
 
 
@@ -357,35 +347,19 @@ def forward_kernel(
     blocks, documents, parameters, column_ranges, positions,
     n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block, total, stride_ob, stride_ot, stride_oh, scale,
     CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, PACKED: gl.constexpr, GROUP: gl.constexpr,
-    SLOTS: gl.constexpr, TURNS: gl.constexpr, CONSUMERS: gl.constexpr, REGISTERS: gl.constexpr,
-    HELD: gl.constexpr,
+    SLOTS: gl.constexpr, TURNS: gl.constexpr, CONSUMERS: gl.constexpr, HELD: gl.constexpr, APART: gl.constexpr,
+    REGISTERS: gl.constexpr,
 ):  # fmt: skip
     ROWS: gl.constexpr = q.block_type.shape[2]
     KEYS: gl.constexpr = k.block_type.shape[2]
     D: gl.constexpr = k.block_type.shape[3]
-    flat: gl.constexpr = gl.NVMMASharedLayout.get_default_for([KEYS, D], q.dtype)
+    flat: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, D], q.dtype)
     q_tiles = gl.allocate_shared_memory(q.dtype, [CONSUMERS, ROWS, D], flat)
-    k_tiles = gl.allocate_shared_memory(q.dtype, [SLOTS, KEYS, D], flat)
-    v_tiles = gl.allocate_shared_memory(q.dtype, [SLOTS, KEYS, D], flat)
-    out_tiles = gl.allocate_shared_memory(q.dtype, [CONSUMERS, ROWS, D], flat)
-    one: gl.constexpr = mbarrier.MBarrierLayout()
-    q_ready = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], one)
-    q_empty = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], one)
-    k_ready = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], one)
-    k_empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], one)
-    v_ready = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], one)
-    v_empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], one)
-    turn = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], one)
-    for c in gl.static_range(CONSUMERS):
-        mbarrier.init(turn.index(c), count=1)
-        mbarrier.init(q_ready.index(c), count=1)
-        mbarrier.init(q_empty.index(c), count=1)
-    for s in gl.static_range(SLOTS):
-        mbarrier.init(k_ready.index(s), count=1)
-        mbarrier.init(k_empty.index(s), count=CONSUMERS)
-        mbarrier.init(v_ready.index(s), count=1)
-        mbarrier.init(v_empty.index(s), count=CONSUMERS)
-    ring = (k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty)
+    out_tiles = gl.allocate_shared_memory(q.dtype, [CONSUMERS, ROWS, D], flat) if APART else q_tiles
+    ring = make_ring(q.dtype, SLOTS, SLOTS, KEYS, D, CONSUMERS)
+    q_ready = barriers(CONSUMERS, 1)
+    q_empty = barriers(CONSUMERS, 1)
+    turn = barriers(CONSUMERS, 1)
     queries = (q_tiles, q_ready, q_empty)
     results = (out_tiles, turn, out, out_rows, lse, positions, stride_ob, stride_ot, stride_oh, scale)
     where = (
@@ -395,16 +369,16 @@ def forward_kernel(
     sources = (q, k, v, column_k, column_v, extra_k, extra_v)
     if CONSUMERS == 2:
         gl.warp_specialize([
-            (_attend, (queries, ring, results, where, 0, CHUNKS, SIDES, EXTRA, PACKED, TURNS, HELD)),
-            (_attend, (queries, ring, results, where, 1, CHUNKS, SIDES, EXTRA, PACKED, TURNS, HELD)),
-            (_load, (sources, queries, ring, where, CHUNKS, SIDES, EXTRA, PACKED, GROUP)),
+            (_attend, (queries, ring, results, where, 0, CHUNKS, SIDES, EXTRA, PACKED, TURNS, HELD, APART)),
+            (_attend, (queries, ring, results, where, 1, CHUNKS, SIDES, EXTRA, PACKED, TURNS, HELD, APART)),
+            (_load, (sources, queries, ring, where, CHUNKS, SIDES, EXTRA, PACKED, GROUP, APART)),
         ], [4, 1], [REGISTERS, 24])  # fmt: skip
     else:
         gl.warp_specialize([
-            (_attend, (queries, ring, results, where, 0, CHUNKS, SIDES, EXTRA, PACKED, TURNS, HELD)),
-            (_attend, (queries, ring, results, where, 1, CHUNKS, SIDES, EXTRA, PACKED, TURNS, HELD)),
-            (_attend, (queries, ring, results, where, 2, CHUNKS, SIDES, EXTRA, PACKED, TURNS, HELD)),
-            (_load, (sources, queries, ring, where, CHUNKS, SIDES, EXTRA, PACKED, GROUP)),
+            (_attend, (queries, ring, results, where, 0, CHUNKS, SIDES, EXTRA, PACKED, TURNS, HELD, APART)),
+            (_attend, (queries, ring, results, where, 1, CHUNKS, SIDES, EXTRA, PACKED, TURNS, HELD, APART)),
+            (_attend, (queries, ring, results, where, 2, CHUNKS, SIDES, EXTRA, PACKED, TURNS, HELD, APART)),
+            (_load, (sources, queries, ring, where, CHUNKS, SIDES, EXTRA, PACKED, GROUP, APART)),
         ], [4, 4, 1], [REGISTERS, REGISTERS, 24])  # fmt: skip
 
 
@@ -439,9 +413,5 @@ def forward_constants(where: Geometry, group: int, head_dim: int) -> dict[str, A
     instructions take as long, and more warps cover each other's waits. There shared memory is as busy as the matrix units
     while it hands them queries and keys, and queries are HELD in registers, which gives their tiles back at once.
     """
-    shape = (
-        {"KEYS": 128, "SLOTS": 2, "TURNS": True, "CONSUMERS": 2, "REGISTERS": 240, "HELD": False}
-        if head_dim == 128
-        else {"KEYS": 64, "SLOTS": 8, "TURNS": False, "CONSUMERS": 3, "REGISTERS": 160, "HELD": True}
-    )
+    shape = SHAPES[head_dim]
     return shape | {"CHUNKS": where.chunks, "PACKED": where.packed, "GROUP": group, **beside_constants(where)}
