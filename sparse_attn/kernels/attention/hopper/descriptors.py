@@ -14,10 +14,16 @@ def head_first(tensor: Tensor, rows: int) -> TensorDescriptor:
     """A descriptor over ``[B, H, N, D]`` of a tensor ``[B, N, H, D]``, of which a tile has so many rows of one head."""
     batch, tokens, heads, head_dim = tensor.shape
     by_batch, by_token, by_head, _ = tensor.stride()
-    block = [1, 1, rows, head_dim]
-    layout = gl.NVMMASharedLayout.get_default_for(block, _ELEMENTS[tensor.dtype])
+    block, layout = _tile(rows, head_dim, tensor.dtype)
     shape, strides = [batch, heads, tokens, head_dim], [by_batch, by_head, by_token, 1]
     return TensorDescriptor(tensor, shape, strides, block, layout)
+
+
+@lru_cache(maxsize=64)
+def _tile(rows: int, head_dim: int, dtype: torch.dtype) -> tuple[list[int], gl.NVMMASharedLayout]:
+    """Shape and layout of a tile: to work the layout out anew takes longer than all else of a descriptor."""
+    block = [1, 1, rows, head_dim]
+    return block, gl.NVMMASharedLayout.get_default_for(block, _ELEMENTS[dtype])
 
 
 def copyable(tensor: Tensor) -> Tensor:
