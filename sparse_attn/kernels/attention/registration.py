@@ -321,13 +321,9 @@ def _inputs(q: Tensor, k: Tensor, v: Tensor, extra_k: Tensor | None, extra_v: Te
     extra = [None if x is None else row_major(x[:, :, :, heads].flatten(1, 2)) for x in (extra_k, extra_v)]
     if extra[0] is not None and extra[1] is not None and extra[0].stride() != extra[1].stride():
         extra = [x.contiguous() for x in extra if x is not None]  # one set of strides serves both
-    return Inputs(
-        row_major(q[:, :, heads.start * group : heads.stop * group]),
-        row_major(k[:, :, heads]),
-        row_major(v[:, :, heads]),
-        extra[0],
-        extra[1],
-    )
+    if heads.stop - heads.start < k.shape[2]:
+        q, k, v = q[:, :, heads.start * group : heads.stop * group], k[:, :, heads], v[:, :, heads]
+    return Inputs(row_major(q), row_major(k), row_major(v), extra[0], extra[1])
 
 
 def _joined(parts: list[Tensor], dim: int = 2) -> Tensor:
