@@ -73,6 +73,8 @@ def gpu_table(result: dict[str, Any]) -> str:
         cells = [_milliseconds(own), " / ".join(f"{rate:.0f}" for rate in rates), f"{row['overhead']:.1%}"]
         cells += [_milliseconds(row["times"].get(name)) for name in peers]
         form = "" if row["causal"] else ", bidirectional"
+        timed = row.get("dates", {}).get("sparse-attn", dates[-1])
+        form += "" if timed == dates[-1] else f", timed {timed}"
         heads = f"{row['Hq']} / {row['Hkv']} x {row['D']}"
         lines.append(f"| {_code(row['pattern'])}{form} | {row['T'] // 1024}K | {heads} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -25,7 +25,7 @@ from .query_ring import add_queries, load_queries
 
 KEYS = 64  # of a warpgroup
 _ROWS_A_SPLIT = 256  # fewer rows than this are not worth a sum of their own
-_SHARE = 0.0125  # of the memory that the call's tensors take: as much may the sums take; rows' two numbers take 0.006
+_SHARE = 0.01  # of the memory that the call's tensors take: as much may the sums take; rows' two numbers take 0.006
 _WAVES = 4  # of tiles of different lengths, so many shares for each program at most
 
 
