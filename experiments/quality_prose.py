@@ -29,7 +29,7 @@ ANCHORS, TAUGHT, ROUTER, TREE = (
     "window + AnchorTree",
 )
 PUBLISHED_ANCHORS = 0.973  # of dense accuracy on multi-hop tasks, by a window and 64 anchors
-COUNTED = {1: "one seed", 2: "two seeds", 3: "three seeds"}
+COUNTED = {1: "one seed"} | {n: f"{word} seeds" for n, word in enumerate(("two", "three", "four", "five", "six"), 2)}
 
 
 def percent(share: float, digits: int = 0) -> str:

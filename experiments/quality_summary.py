@@ -3,12 +3,10 @@
 from pathlib import Path
 from statistics import mean
 
-from quality_prose import ANCHORS, COUNTED, TAUGHT, at_every_place, between, cut, latest, percent
+from quality_prose import ANCHORS, COUNTED, TAUGHT, TREE, at_every_place, between, cut, latest, percent
 from quality_results import ROOT, TASKS, Group, dense_share, seeds_of, values_of
 
 from sparse_attn.patterns import parse
-
-TREE = "window + AnchorTree"
 
 
 def told(groups: list[Group]) -> dict[Path, str]:

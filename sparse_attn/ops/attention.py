@@ -58,7 +58,7 @@ def attention(
             counts twice. None: `select_blocks` chooses, without training.
         return_lse: Also return the natural-log normaliser of the scaled logits.
         implementation: "cpu" (gathers kept blocks; CPU tensors), "triton" (fused kernels for CUDA tensors, float16,
-            bfloat16 or float32, D to 256), "hopper" (compute capability 9.0, float16 or bfloat16, D 64 or 128, windows,
+            bfloat16 or float32, D to 256), "hopper" (compute capability 9.0, float16 or bfloat16, D 64, 128 or 256, windows,
             chunks and full, with sinks, strided and anchors beside them), "reference" (dense mask, O(T x S) memory, any
             device), or None for the one that serves q's device and the call. On a GPU, a float16 or bfloat16 call of up to
             2,048 keys that a term keeps whole goes to PyTorch's own dense kernels, unless the LSE, a compiled region, packing

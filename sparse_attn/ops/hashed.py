@@ -16,9 +16,8 @@ from ..patterns.pattern import Within
 from .hash_tiles import Order, Reach, Tiles, kept, key_order, reach_of, tiles_of
 from .merge import merge
 
-GATHERED = (
-    1 << 21
-)  # numbers of tiles, keys and values held at once: 8 MiB in float32; on a GPU 128 times that, to fill it
+# Numbers of tiles, keys and values held at once: 8 MiB in float32; on a GPU 128 times that, to fill it.
+GATHERED = 1 << 21
 
 _BY_TILE = ("queries", "filled", "lowest", "keys")
 _BY_OPERATORS = (Window, Chunked, Full, Sinks, Strided)  # their rules are arithmetic that tensors know too

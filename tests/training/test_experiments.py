@@ -148,12 +148,13 @@ def test_sentences_follow_the_results() -> None:
     results, prose, tables, summary = (
         importlib.import_module(f"quality_{module}") for module in ("results", "prose", "tables", "summary")
     )
-    runs = results.read("long_facts.jsonl")
     names = ("dense", "window", prose.ANCHORS, prose.TAUGHT)
+    others = (prose.TREE, prose.ROUTER)
+    runs = [run for run in results.read("long_facts.jsonl") if run["seed"] < 2 and run["variant"] not in others]
     last = {run["variant"]: run for run in runs if run.get("first") and run["variant"] in names}
     third = [dict(last[name], seed=7) for name in names]
     third[-1]["tests"] = {test: value - 0.3 for test, value in third[-1]["tests"].items()}
-    tree = dict(last[prose.ANCHORS], variant=summary.TREE, pattern="window(1024) | anchortree(4, r=16)")
+    tree = dict(last[prose.ANCHORS], variant=prose.TREE, pattern="window(1024) | anchortree(4, r=16)")
     spent = {"options": [0, 8, 32], "decided": [0.5, 0.25, 0.25], "decided_when_asked": [0.0, 0.125, 0.875]}
     routed = dict(third[-1], variant=prose.ROUTER, spent=spent, share_of_dense=0.1, most_of_dense=0.2)
     before, after = results.by_recipe(runs), results.by_recipe([*runs, *third, tree, routed])

@@ -120,7 +120,8 @@ def add_backward_columns(
     scale: float,
     capability: Capability,
 ) -> None:
-    """Add the columns' share to dk and dv, in place. Memory: at most `_SHARE` of what the tensors of the call take."""
+    """Add the columns' share to dk and dv, in place. Memory: one sum for each block of columns, and as many
+    further ones as take at most `_SHARE` of what the tensors of the call take."""
     q, d_out = inputs.q, gradients.d_out
     columns = where.column_tables(q.device) if dk.numel() and q.numel() and where.main else None
     if columns is None or where.main is None:
@@ -129,7 +130,7 @@ def add_backward_columns(
     batch, n_queries, n_heads, head_dim = q.shape
     n_keys, n_kv_heads = inputs.k.shape[1:3]
     tile = backward_columns_tile(capability, head_dim, q.dtype)
-    keys, values = gather_columns(inputs.k, where), gather_columns(inputs.v, where)
+    keys, values = gather_columns(inputs, where)
     most = max(1, min(_PROGRAMS // (n_kv_heads * batch), affordable_splits(inputs, tile.n, _SHARE)))
     blocks, places, groups = where.column_blocks(tile.n, most, _ROWS_A_SPLIT, q.device)
     sums = torch.empty((len(blocks), 2, batch, tile.n, n_kv_heads, head_dim), dtype=torch.float32, device=q.device)

@@ -18,7 +18,7 @@ def column_sums_kernel(
     batch = tl.program_id(0) // n_kv_heads // n_columns
     first, n_splits = tl.load(places + 3 * column), tl.load(places + 3 * column + 1)
     d = tl.arange(0, BLOCK_D)
-    own = sums + batch * stride_gb + tl.load(places + 3 * column + 2) * stride_gt + kv_head * stride_gh
+    own = sums + batch.to(tl.int64) * stride_gb + tl.load(places + 3 * column + 2) * stride_gt + kv_head * stride_gh
     total = tl.zeros([BLOCK_D], tl.float32)
     for start in tl.range(0, n_splits, SPLITS):
         split = start + tl.arange(0, SPLITS)

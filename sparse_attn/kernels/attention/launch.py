@@ -106,14 +106,15 @@ def _tile_of(count: int, most: int) -> int:
     return min(most, max(16, triton.next_power_of_2(count)))
 
 
-def gather_columns(tensor: Tensor, where: Geometry) -> Tensor:
-    """The columns as a short tensor ``[B, C, Hkv, D]``: a view where they stand at equal distances, as sinks do."""
+def gather_columns(inputs: Inputs, where: Geometry) -> tuple[Tensor, Tensor]:
+    """The columns' keys and values as short tensors ``[B, C, Hkv, D]``, of the same strides: views where columns stand at
+    equal distances, as sinks do, and k and v lie alike."""
     evenly = where.even_columns()
-    if evenly is not None:
-        return tensor[:, evenly]
-    columns = where.column_tables(tensor.device)
+    if evenly is not None and inputs.k.stride() == inputs.v.stride():
+        return inputs.k[:, evenly], inputs.v[:, evenly]
+    columns = where.column_tables(inputs.k.device)
     assert columns is not None
-    return tensor.index_select(1, columns[1])
+    return inputs.k.index_select(1, columns[1]), inputs.v.index_select(1, columns[1])
 
 
 def _columns(inputs: Inputs, where: Geometry, walk: Walk, tile: Tile, capability: Capability) -> dict[str, Any]:
@@ -122,7 +123,7 @@ def _columns(inputs: Inputs, where: Geometry, walk: Walk, tile: Tile, capability
         return {}
     positions, tokens = columns
     block = column_tile(where, tile.n)
-    keys, values = gather_columns(inputs.k, where), gather_columns(inputs.v, where)
+    keys, values = gather_columns(inputs, where)
     use_tma = can_use_tma(capability, where, walk, keys, values)
     return {
         "column_k": tile_source(keys, block, use_tma), "column_v": tile_source(values, block, use_tma),

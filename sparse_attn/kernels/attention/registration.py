@@ -23,7 +23,7 @@ from .backward_queries import backward_queries
 from .backward_rows import backward_rows
 from .forward import forward, forward_kernel
 from .geometry import Geometry, geometry
-from .hopper import is_default, keys_kernel, refusal
+from .hopper import keys_kernel, makes_columns, refusal
 from .launch import Gradients, Inputs
 from .tiles import Capability, row_major
 
@@ -183,8 +183,8 @@ def backward_pass(
             if wanted[1]:
                 run_keys = hopper_backward_keys if hopper else backward_keys
                 dk, dv = run_keys(inputs, gradients, where, scale, capability)
-                narrow = keys_kernel(q.shape[-1]) == "backward_keys"  # columns' kernel keeps both sums
-                add_columns = hopper_add_backward_columns if hopper and narrow else add_backward_columns
+                own_columns = hopper and makes_columns(q.shape[-1])
+                add_columns = hopper_add_backward_columns if own_columns else add_backward_columns
                 add_columns(dk, dv, inputs, gradients, where, scale, capability)
             if wanted[2] and extra_k is not None:
                 d_extra_k, d_extra_v = (
@@ -342,7 +342,7 @@ def _on_hopper(inputs: Inputs, where: Geometry, scale: float, kernels: str) -> b
     reason = refusal(inputs, where, scale, capability_of(inputs.q))
     if reason is not None and kernels == "hopper":
         raise NotImplementedError(f"implementation 'hopper' {reason}; use 'triton'")
-    return reason is None and (kernels == "hopper" or is_default(where))
+    return reason is None
 
 
 def hopper_forward(inputs: Inputs, where: Geometry, scale: float, capability: Capability) -> tuple[Tensor, Tensor]:

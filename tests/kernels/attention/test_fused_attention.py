@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from sparse_attn import Anchors, Global, Sinks, Window, attention, parse
+from sparse_attn import Anchors, Global, Pattern, Sinks, Strided, Window, attention, parse
 from sparse_attn.testing.judge_attention import judge_attention
 
 # The interpreter counts with numpy, and says so: rows past the end divide 0 by 0, and are not stored.
@@ -203,6 +203,18 @@ def test_strided_and_transposed_inputs_are_read_right(loads: str) -> None:
         assert torch.equal(attention(**views, pattern=Window(9) | Sinks(2), implementation="triton"), expected)
     both = attention(**expanded, pattern=Window(9) | Sinks(2), implementation="triton")
     assert torch.equal(both[0], both[1])
+
+
+@pytest.mark.parametrize("pattern", [Window(9) | Sinks(2), Window(5) | Strided(7)])
+def test_keys_and_values_may_lie_apart(loads: str, pattern: Pattern) -> None:
+    """Columns at equal distances are read where they stand: each of k and v by strides of its own, or both copied."""
+    inputs = Case("apart", T=40, S=40, B=2, Hq=4, Hkv=2).inputs()
+    found = []
+    for v in (inputs["v"], inputs["v"].transpose(1, 2).contiguous().transpose(1, 2)):
+        leaves = [x.detach().requires_grad_() for x in (inputs["q"], inputs["k"], v)]
+        out = attention(*leaves, pattern, implementation="triton")
+        found.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_what_the_kernels_do_not_serve_is_refused_by_name() -> None:

@@ -1,7 +1,7 @@
 """Attention on Hopper, in Gluon: a warp that loads, warpgroups that compute, products in flight behind softmaxes.
 
 Same mathematics, geometry and tables as the portable kernels beside it, for an interval with columns and extra keys; those
-serve everything that `refusal` names, and make the gradients of extra keys here too.
+serve everything that `refusal` names, and make the gradients of extra keys here too, and of wide heads' columns.
 """
 
 from typing import TYPE_CHECKING
@@ -41,6 +41,6 @@ def keys_kernel(head_dim: int) -> str:
     return "backward_keys_wide" if head_dim > 128 else "backward_keys"
 
 
-def is_default(where: "Geometry") -> bool:
-    """Whether a call that names no implementation comes here, if it is served."""
-    return True
+def makes_columns(head_dim: int) -> bool:
+    """Whether the columns' own dk and dv of a call that is served are made here: their kernel keeps both sums."""
+    return head_dim <= 128

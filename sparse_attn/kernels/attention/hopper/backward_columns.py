@@ -220,7 +220,7 @@ def _compute(
         )  # fmt: skip
         own = held * KEYS + gl.arange(0, KEYS, gl.SliceLayout(1, o_layout))
         d = gl.arange(0, D, gl.SliceLayout(0, o_layout))
-        sum_at = entry.to(gl.int64) * stride_gs + batch * stride_gb + kv_head * stride_gh
+        sum_at = entry.to(gl.int64) * stride_gs + batch.to(gl.int64) * stride_gb + kv_head * stride_gh
         to = (sum_at + own * stride_gt)[:, None] + d[None, :]
         stored = (x + own < stop)[:, None]
         dk *= scale
@@ -292,11 +292,13 @@ def backward_columns_kernel(
 def add_backward_columns(
     dk: Tensor, dv: Tensor, inputs: Inputs, gradients: Gradients, where: Geometry, scale: float
 ) -> None:
-    """Add the columns' share to dk and dv, in place. Memory: at most `_SHARE` of what the tensors of the call take."""
-    q, d_out = inputs.q, copyable(gradients.d_out)
+    """Add the columns' share to dk and dv, in place. Memory: one sum for each block of columns,
+    and as many further ones as take at most `_SHARE` of what the tensors of the call take."""
+    q = inputs.q
     columns = where.column_tables(q.device)
     if columns is None:
         return
+    d_out = copyable(gradients.d_out)
     positions, tokens = columns
     batch, n_queries, n_heads, head_dim = q.shape
     n_keys, n_kv_heads = inputs.k.shape[1:3]
@@ -311,7 +313,7 @@ def add_backward_columns(
     by_sum, _, by_batch, by_column, by_head, _ = sums.stride()
     backward_columns_kernel[(min(total, programs_of(q.device)),)](
         head_first(q, rows), head_first(d_out, rows),
-        head_first(gather_columns(inputs.k, where), KEYS), head_first(gather_columns(inputs.v, where), KEYS),
+        *(head_first(tensor, KEYS) for tensor in gather_columns(inputs, where)),
         rows_of(gradients.lse2, rows), rows_of(gradients.delta, rows), sums[:, 0], sums[:, 1],
         blocks, where.document_table(q.device), where.numbers(q.device), positions,
         len(blocks), n_kv_heads, n_keys, n_keys - n_queries, where.left, where.right, total,

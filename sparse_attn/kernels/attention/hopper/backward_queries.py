@@ -103,14 +103,12 @@ def _step(
     phase = used // SLOTS & 1
     v_slot = used % V_SLOTS
     v_phase = used // V_SLOTS & 1
-    before = (
-        gl.where(used == first, used, used - 1) % SLOTS
-    )  # the first tile stands in: it is there, and its weights are 0
+    # For the one before the first tile that tile stands in: it is there, and its weights are 0.
+    before = gl.where(used == first, used, used - 1) % SLOTS
     j = place_keys(start, stop, positions, s_layout, KEYS, KIND)
     mbarrier.wait(k_ready.index(slot), phase)
-    if (
-        PACKED and KIND != "none" and start + KEYS > stop
-    ):  # a branch costs instructions: only last tiles are masked and short
+    # A branch costs instructions: only last tiles are masked and short.
+    if PACKED and KIND != "none" and start + KEYS > stop:
         clean(k_tiles.index(slot), start, 0, stop)
     blank = gl.zeros([ROWS, KEYS], gl.float32, s_layout)
     logits = warpgroup_mma(q, k_tiles.index(slot).permute((1, 0)), blank, use_acc=False, is_async=True)

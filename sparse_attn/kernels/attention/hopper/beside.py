@@ -17,9 +17,10 @@ def beside(inputs: Inputs, where: Geometry, rows: int, keys: int) -> dict[str, A
         given["SIDES"] = 0
     else:
         positions, _ = columns
+        column_k, column_v = gather_columns(inputs, where)
         given |= {
-            "column_k": head_first(gather_columns(inputs.k, where), keys),
-            "column_v": head_first(gather_columns(inputs.v, where), keys),
+            "column_k": head_first(column_k, keys),
+            "column_v": head_first(column_v, keys),
             "column_ranges": where.column_ranges(rows, device),
             "positions": positions,
         }
