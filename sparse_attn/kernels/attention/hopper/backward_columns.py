@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from ..backward_columns import affordable_splits
 from ..column_sums import add_column_sums
@@ -21,7 +21,8 @@ from ..launch import Gradients, Inputs, gather_columns
 from ..tiles import LOG2_E
 from .blocks import document_bounds, forgotten, query_bounds
 from .descriptors import copyable, head_first, programs_of, rows_of
-from .query_ring import add_queries, load_queries
+from .query_ring import add_queries, load_group, load_held, skip_queries
+from .ring import barriers
 
 KEYS = 64  # of a warpgroup
 _ROWS_A_SPLIT = 256  # fewer rows than this are not worth a sum of their own
@@ -63,8 +64,6 @@ def _load(
     delta_tiles, k_ready, k_empty, q_ready, q_empty, n_blocks, n_kv_heads, n_keys, offset, left, right, total,
     CHUNKS: gl.constexpr, SIDES: gl.constexpr, PACKED: gl.constexpr, GROUP: gl.constexpr,
 ):  # fmt: skip
-    TILES: gl.constexpr = k_tiles.type.shape[0]
-    KEYS: gl.constexpr = k.block_type.shape[2]
     ROWS: gl.constexpr = q.block_type.shape[2]
     loaded = 0
     phase = 0
@@ -73,21 +72,12 @@ def _load(
             nth, blocks, documents, parameters, positions, n_blocks, n_kv_heads, n_keys, offset, left, right,
             CHUNKS, SIDES, PACKED, ROWS,
         )  # fmt: skip
-        for t in gl.static_range(TILES):
-            ready = k_ready.index(t)
-            mbarrier.wait(k_empty.index(t), phase ^ 1)
-            mbarrier.expect(ready, k.block_type.nbytes + v.block_type.nbytes)
-            tma.async_copy_global_to_shared(k, [batch, kv_head, column + KEYS * t, 0], ready, k_tiles.index(t))
-            tma.async_copy_global_to_shared(v, [batch, kv_head, column + KEYS * t, 0], ready, v_tiles.index(t))
+        load_held(k, v, batch, kv_head, column, phase, k_tiles, v_tiles, k_ready, k_empty, False)
         phase ^= 1
-        for head in range(kv_head * GROUP, kv_head * GROUP + GROUP):
-            line = batch * n_kv_heads * GROUP + head
-            for tile in range(tiles):
-                load_queries(
-                    q, d_out, lse2, delta, batch, head, line, row + tile * ROWS, loaded, q_tiles, d_tiles, lse_tiles,
-                    delta_tiles, q_ready, q_empty,
-                )  # fmt: skip
-                loaded += 1
+        loaded = load_group(
+            q, d_out, lse2, delta, batch, kv_head, n_kv_heads, row, tiles, loaded, q_tiles, d_tiles, lse_tiles, delta_tiles,
+            q_ready, q_empty, GROUP,
+        )  # fmt: skip
 
 
 @gluon.jit
@@ -116,15 +106,12 @@ def _walk(
 @gluon.jit
 def _skip(stop, c, base, q_ready, q_empty, APART: gl.constexpr):
     """Let a head's first tiles pass, which none of the warpgroup's columns are seen from."""
-    SLOTS: gl.constexpr = q_ready.type.shape[0]
     first = 0
     STEP: gl.constexpr = 2 if APART else 1
     if APART:
         first = (base + c) % 2
     for tile in range(first, stop, STEP):
-        used = base + tile
-        mbarrier.wait(q_ready.index(used % SLOTS), used // SLOTS & 1)
-        mbarrier.arrive(q_empty.index(used % SLOTS))
+        skip_queries(base + tile, q_ready, q_empty)
 
 
 @gluon.jit
@@ -241,7 +228,7 @@ def backward_columns_kernel(
     q, d_out, k, v, lse2, delta, dk_sums, dv_sums, blocks, documents, parameters, positions,
     n_blocks, n_kv_heads, n_keys, offset, left, right, total, stride_gs, stride_gb, stride_gt, stride_gh, scale, scale2,
     CHUNKS: gl.constexpr, SIDES: gl.constexpr, PACKED: gl.constexpr, GROUP: gl.constexpr, APART: gl.constexpr,
-    SLOTS: gl.constexpr, REGISTERS: gl.constexpr, LOADER: gl.constexpr,
+    SLOTS: gl.constexpr,
 ):  # fmt: skip
     CONSUMERS: gl.constexpr = 2
     TILES: gl.constexpr = 1 if APART else CONSUMERS
@@ -251,25 +238,17 @@ def backward_columns_kernel(
     ROWS: gl.constexpr = q.block_type.shape[2]
     D: gl.constexpr = k.block_type.shape[3]
     flat: gl.constexpr = gl.NVMMASharedLayout.get_default_for([KEYS, D], q.dtype)
-    one: gl.constexpr = mbarrier.MBarrierLayout()
     k_tiles = gl.allocate_shared_memory(q.dtype, [TILES, KEYS, D], flat)
     v_tiles = gl.allocate_shared_memory(q.dtype, [TILES, KEYS, D], flat)
     q_tiles = gl.allocate_shared_memory(q.dtype, [SLOTS, ROWS, D], flat)
     d_tiles = gl.allocate_shared_memory(q.dtype, [SLOTS, ROWS, D], flat)
     lse_tiles = gl.allocate_shared_memory(lse2.dtype, [SLOTS, 1, ROWS], lse2.layout)
     delta_tiles = gl.allocate_shared_memory(lse2.dtype, [SLOTS, 1, ROWS], lse2.layout)
-    k_ready = gl.allocate_shared_memory(gl.int64, [TILES, 1], one)
-    k_empty = gl.allocate_shared_memory(gl.int64, [TILES, 1], one)
-    q_ready = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], one)
-    q_empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], one)
-    sums_stored = gl.allocate_shared_memory(gl.int64, [1, 1], one)
-    mbarrier.init(sums_stored.index(0), count=1)
-    for t in gl.static_range(TILES):
-        mbarrier.init(k_ready.index(t), count=1)
-        mbarrier.init(k_empty.index(t), count=HOLDERS)
-    for s in gl.static_range(SLOTS):
-        mbarrier.init(q_ready.index(s), count=1)
-        mbarrier.init(q_empty.index(s), count=READERS)
+    k_ready = barriers(TILES, 1)
+    k_empty = barriers(TILES, HOLDERS)
+    q_ready = barriers(SLOTS, 1)
+    q_empty = barriers(SLOTS, READERS)
+    sums_stored = barriers(1, 1)
     gl.warp_specialize([
         (_compute, (
             k_tiles, v_tiles, q_tiles, d_tiles, lse_tiles, delta_tiles, k_ready, k_empty, q_ready, q_empty, sums_stored,
@@ -286,7 +265,7 @@ def backward_columns_kernel(
             lse_tiles, delta_tiles, k_ready, k_empty, q_ready, q_empty, n_blocks, n_kv_heads, n_keys, offset, left, right,
             total, CHUNKS, SIDES, PACKED, GROUP,
         )),
-    ], [4, 1], [REGISTERS, LOADER])  # fmt: skip
+    ], [4, 1], [240, 24])  # fmt: skip
 
 
 def add_backward_columns(
@@ -343,6 +322,4 @@ def backward_columns_constants(where: Geometry, group: int, head_dim: int, apart
         "APART": apart,
         "SLOTS": 4,
         "ROWS": 64,
-        "REGISTERS": 240,
-        "LOADER": 24,
     }

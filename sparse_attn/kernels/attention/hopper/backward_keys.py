@@ -20,9 +20,10 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 from ..geometry import Geometry
 from ..launch import Gradients, Inputs
 from ..tiles import LOG2_E
-from .blocks import forgotten, locate_keys, query_bounds, store_rows
+from .blocks import forgotten, locate_keys, own_query_tiles, query_bounds, store_rows
 from .descriptors import copyable, head_first, programs_of, rows_of
-from .query_ring import add_queries, load_queries
+from .query_ring import add_queries, load_group, load_held, skip_queries
+from .ring import barriers
 
 KEYS = 64  # of a warpgroup
 
@@ -43,21 +44,12 @@ def _load(
             nth, blocks, documents, parameters, n_blocks, n_kv_heads, n_queries, n_keys, offset, left, right,
             CHUNKS, PACKED, KEYS * CONSUMERS, ROWS,
         )  # fmt: skip
-        for c in gl.static_range(CONSUMERS):
-            ready = k_ready.index(c)
-            mbarrier.wait(k_empty.index(c), phase ^ 1)
-            mbarrier.expect(ready, k.block_type.nbytes + v.block_type.nbytes)
-            tma.async_copy_global_to_shared(k, [batch, kv_head, token + KEYS * c, 0], ready, k_tiles.index(c))
-            tma.async_copy_global_to_shared(v, [batch, kv_head, token + KEYS * c, 0], ready, v_tiles.index(c))
+        load_held(k, v, batch, kv_head, token, phase, k_tiles, v_tiles, k_ready, k_empty, False)
         phase ^= 1
-        for head in range(kv_head * GROUP, kv_head * GROUP + GROUP):
-            line = batch * n_kv_heads * GROUP + head
-            for tile in range(tiles):
-                load_queries(
-                    q, d_out, lse2, delta, batch, head, line, row + tile * ROWS, loaded, q_tiles, d_tiles, lse_tiles,
-                    delta_tiles, q_ready, q_empty,
-                )  # fmt: skip
-                loaded += 1
+        loaded = load_group(
+            q, d_out, lse2, delta, batch, kv_head, n_kv_heads, row, tiles, loaded, q_tiles, d_tiles, lse_tiles, delta_tiles,
+            q_ready, q_empty, GROUP,
+        )  # fmt: skip
 
 
 @gluon.jit
@@ -70,7 +62,6 @@ def _compute(
     CONSUMERS: gl.constexpr = k_tiles.type.shape[0]
     KEYS: gl.constexpr = k_tiles.type.shape[1]
     D: gl.constexpr = k_tiles.type.shape[2]
-    SLOTS: gl.constexpr = q_tiles.type.shape[0]
     ROWS: gl.constexpr = q_tiles.type.shape[1]
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS, 16])
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
@@ -87,24 +78,16 @@ def _compute(
         j = x + gl.arange(0, KEYS, gl.SliceLayout(1, s_layout))
         low, high = query_bounds(j, first_query, own_keys, left, right, parameters, CHUNKS)
 
-        # Of the program's tiles, those that some of this warpgroup's keys are seen from, and among them those that all are.
-        last = gl.minimum(x + KEYS, stop) - 1
-        own_begin, free_high = query_bounds(x, first_query, own_keys, left, right, parameters, CHUNKS)
-        free_low, own_end = query_bounds(last, first_query, own_keys, left, right, parameters, CHUNKS)
-        end = gl.minimum((own_end - begin + ROWS - 1) // ROWS, tiles)
-        end = gl.where(last < x, 0, gl.maximum(end, 0))
-        first = gl.minimum(gl.maximum(own_begin - begin, 0) // ROWS, end)
-        free = gl.minimum(gl.maximum((free_low - begin + ROWS - 1) // ROWS, first), end)
-        free_end = gl.minimum(gl.maximum((free_high - begin) // ROWS, free), end)
-
+        first, free, free_end, end = own_query_tiles(
+            x, stop, first_query, own_keys, begin, tiles, left, right, parameters, CHUNKS, KEYS, ROWS
+        )
         dk = gl.zeros([KEYS, D], gl.float32, o_layout)
         dv = gl.zeros([KEYS, D], gl.float32, o_layout)
         mbarrier.wait(k_ready.index(c), phase)
         phase ^= 1
         for _ in range(GROUP):
             for _ in range(0, first):
-                mbarrier.wait(q_ready.index(used % SLOTS), used // SLOTS & 1)
-                mbarrier.arrive(q_empty.index(used % SLOTS))
+                skip_queries(used, q_ready, q_empty)
                 used += 1
             for tile in range(first, free):
                 dk, dv = add_queries(
@@ -125,8 +108,7 @@ def _compute(
                 )  # fmt: skip
                 used += 1
             for _ in range(end, tiles):
-                mbarrier.wait(q_ready.index(used % SLOTS), used // SLOTS & 1)
-                mbarrier.arrive(q_empty.index(used % SLOTS))
+                skip_queries(used, q_ready, q_empty)
                 used += 1
 
         # The tiles of keys and values have been read for the last time: the results leave through them.
@@ -158,30 +140,22 @@ def backward_keys_kernel(
     q, d_out, k, v, lse2, delta, dk_out, dv_out, dk_rows, dv_rows, blocks, documents, parameters,
     n_blocks, n_kv_heads, n_queries, n_keys, offset, left, right, total, stride_gb, stride_gt, stride_gh,
     scale, scale2, CHUNKS: gl.constexpr, PACKED: gl.constexpr, GROUP: gl.constexpr, SLOTS: gl.constexpr,
-    REGISTERS: gl.constexpr, LOADER: gl.constexpr,
 ):  # fmt: skip
     CONSUMERS: gl.constexpr = 2
     KEYS: gl.constexpr = k.block_type.shape[2]
     ROWS: gl.constexpr = q.block_type.shape[2]
     D: gl.constexpr = k.block_type.shape[3]
     flat: gl.constexpr = gl.NVMMASharedLayout.get_default_for([KEYS, D], q.dtype)
-    one: gl.constexpr = mbarrier.MBarrierLayout()
     k_tiles = gl.allocate_shared_memory(q.dtype, [CONSUMERS, KEYS, D], flat)
     v_tiles = gl.allocate_shared_memory(q.dtype, [CONSUMERS, KEYS, D], flat)
     q_tiles = gl.allocate_shared_memory(q.dtype, [SLOTS, ROWS, D], flat)
     d_tiles = gl.allocate_shared_memory(q.dtype, [SLOTS, ROWS, D], flat)
     lse_tiles = gl.allocate_shared_memory(lse2.dtype, [SLOTS, 1, ROWS], lse2.layout)
     delta_tiles = gl.allocate_shared_memory(lse2.dtype, [SLOTS, 1, ROWS], lse2.layout)
-    k_ready = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], one)
-    k_empty = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], one)
-    q_ready = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], one)
-    q_empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], one)
-    for c in gl.static_range(CONSUMERS):
-        mbarrier.init(k_ready.index(c), count=1)
-        mbarrier.init(k_empty.index(c), count=1)
-    for s in gl.static_range(SLOTS):
-        mbarrier.init(q_ready.index(s), count=1)
-        mbarrier.init(q_empty.index(s), count=CONSUMERS)
+    k_ready = barriers(CONSUMERS, 1)
+    k_empty = barriers(CONSUMERS, 1)
+    q_ready = barriers(SLOTS, 1)
+    q_empty = barriers(SLOTS, CONSUMERS)
     gl.warp_specialize([
         (_compute, (
             k_tiles, v_tiles, q_tiles, d_tiles, lse_tiles, delta_tiles, k_ready, k_empty, q_ready, q_empty,
@@ -198,7 +172,7 @@ def backward_keys_kernel(
             delta_tiles, k_ready, k_empty, q_ready, q_empty, n_blocks, n_kv_heads, n_queries, n_keys, offset, left, right,
             total, CHUNKS, PACKED, GROUP,
         )),
-    ], [4, 1], [REGISTERS, LOADER])  # fmt: skip
+    ], [4, 1], [240, 24])  # fmt: skip
 
 
 def backward_keys(inputs: Inputs, gradients: Gradients, where: Geometry, scale: float) -> tuple[Tensor, Tensor]:
@@ -232,6 +206,4 @@ def backward_keys_constants(where: Geometry, group: int, head_dim: int) -> dict[
         "GROUP": group,
         "SLOTS": 3,
         "ROWS": 64,
-        "REGISTERS": 240,
-        "LOADER": 24,
     }

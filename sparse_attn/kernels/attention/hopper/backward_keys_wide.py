@@ -19,8 +19,9 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warp
 from ..geometry import Geometry
 from ..launch import Gradients, Inputs
 from ..tiles import LOG2_E
-from .blocks import clean, forgotten, locate_keys, narrowed, query_bounds
+from .blocks import clean, forgotten, locate_keys, narrowed, own_query_tiles, query_bounds
 from .descriptors import copyable, head_first, programs_of, rows_of
+from .query_ring import load_held, skip_queries
 from .results import store_result
 from .ring import barriers, make_ring
 
@@ -49,13 +50,7 @@ def _load(
             nth, blocks, documents, parameters, n_blocks, n_kv_heads, n_queries, n_keys, offset, left, right,
             CHUNKS, PACKED, KEYS * CONSUMERS, ROWS,
         )  # fmt: skip
-        for c in gl.static_range(CONSUMERS):
-            ready = k_ready.index(c)
-            mbarrier.wait(k_empty.index(c), phase ^ 1)
-            mbarrier.expect(ready, k.block_type.nbytes * (1 if VALUES else 2))
-            tma.async_copy_global_to_shared(k, [batch, kv_head, token + KEYS * c, 0], ready, k_tiles.index(c))
-            if not VALUES:
-                tma.async_copy_global_to_shared(v, [batch, kv_head, token + KEYS * c, 0], ready, v_tiles.index(c))
+        load_held(k, v, batch, kv_head, token, phase, k_tiles, v_tiles, k_ready, k_empty, VALUES)
         phase ^= 1
         for head in range(kv_head * GROUP, kv_head * GROUP + GROUP):
             line = batch * n_kv_heads * GROUP + head
@@ -142,12 +137,8 @@ def _step(
 def _skip(ring, used):
     """Let a tile pass that sees none of the warpgroup's keys."""
     _, _, q_ready, q_empty, d_ready, d_empty = ring
-    SLOTS: gl.constexpr = q_ready.type.shape[0]
-    D_SLOTS: gl.constexpr = d_ready.type.shape[0]
-    mbarrier.wait(q_ready.index(used % SLOTS), used // SLOTS & 1)
-    mbarrier.arrive(q_empty.index(used % SLOTS))
-    mbarrier.wait(d_ready.index(used % D_SLOTS), used // D_SLOTS & 1)
-    mbarrier.arrive(d_empty.index(used % D_SLOTS))
+    skip_queries(used, q_ready, q_empty)
+    skip_queries(used, d_ready, d_empty)
 
 
 @gluon.jit
@@ -178,16 +169,9 @@ def _compute(
         j = x + gl.arange(0, KEYS, gl.SliceLayout(1, s_layout))
         low, high = query_bounds(j, first_query, own_keys, left, right, parameters, CHUNKS)
 
-        # Of the program's tiles, those that some of this warpgroup's keys are seen from, and among them those that all are.
-        last = gl.minimum(x + KEYS, stop) - 1
-        own_begin, free_high = query_bounds(x, first_query, own_keys, left, right, parameters, CHUNKS)
-        free_low, own_end = query_bounds(last, first_query, own_keys, left, right, parameters, CHUNKS)
-        end = gl.minimum((own_end - begin + ROWS - 1) // ROWS, tiles)
-        end = gl.where(last < x, 0, gl.maximum(end, 0))
-        first = gl.minimum(gl.maximum(own_begin - begin, 0) // ROWS, end)
-        free = gl.minimum(gl.maximum((free_low - begin + ROWS - 1) // ROWS, first), end)
-        free_end = gl.minimum(gl.maximum((free_high - begin) // ROWS, free), end)
-
+        first, free, free_end, end = own_query_tiles(
+            x, stop, first_query, own_keys, begin, tiles, left, right, parameters, CHUNKS, KEYS, ROWS
+        )
         acc = gl.zeros([KEYS, D], gl.float32, o_layout)
         mbarrier.wait(k_ready.index(c), phase)
         phase ^= 1

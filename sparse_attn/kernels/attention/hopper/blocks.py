@@ -189,6 +189,24 @@ def locate_keys(
 
 
 @gluon.jit
+def own_query_tiles(
+    x, stop, first_query, own_keys, begin, tiles, left, right, parameters,
+    CHUNKS: gl.constexpr, KEYS: gl.constexpr, ROWS: gl.constexpr,
+):  # fmt: skip
+    """Of a block's tiles of queries those that see some of a warpgroup's keys, x on: the first, the first of those that see
+    all of them, the end of these, and the end."""
+    last = gl.minimum(x + KEYS, stop) - 1
+    own_begin, free_high = query_bounds(x, first_query, own_keys, left, right, parameters, CHUNKS)
+    free_low, own_end = query_bounds(last, first_query, own_keys, left, right, parameters, CHUNKS)
+    end = gl.minimum((own_end - begin + ROWS - 1) // ROWS, tiles)
+    end = gl.where(last < x, 0, gl.maximum(end, 0))
+    first = gl.minimum(gl.maximum(own_begin - begin, 0) // ROWS, end)
+    free = gl.minimum(gl.maximum((free_low - begin + ROWS - 1) // ROWS, first), end)
+    free_end = gl.minimum(gl.maximum((free_high - begin) // ROWS, free), end)
+    return first, free, free_end, end
+
+
+@gluon.jit
 def forgotten(number):
     """The same numbers, of which the compiler knows nothing: what is computed from them is computed from here on."""
     return gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [number], dtype=gl.int32, is_pure=False, pack=1)

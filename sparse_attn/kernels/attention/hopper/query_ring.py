@@ -1,4 +1,4 @@
-"""The ring of query tiles that Hopper's kernels of dk and dv walk: how a slot is filled, and what keys take from it.
+"""The ring of query tiles that Hopper's kernels of dk and dv walk: how a slot is filled, what keys take from it, and how they came.
 
 A slot holds q, d_out, and the two numbers a row, lse2 and delta. Keys stand down and queries across, so that p and ds enter
 their products from registers as they stand.
@@ -27,6 +27,48 @@ def load_queries(
     tma.async_copy_global_to_shared(lse2, [line, at], ready, lse_tiles.index(slot))
     tma.async_copy_global_to_shared(d_out, [batch, head, at, 0], ready, d_tiles.index(slot))
     tma.async_copy_global_to_shared(delta, [line, at], ready, delta_tiles.index(slot))
+
+
+@gluon.jit
+def load_group(
+    q, d_out, lse2, delta, batch, kv_head, n_kv_heads, row, tiles, loaded, q_tiles, d_tiles, lse_tiles, delta_tiles,
+    q_ready, q_empty, GROUP: gl.constexpr,
+):  # fmt: skip
+    """Copy so many tiles of queries, from `row` on, of each query head of a KV head; how many have been loaded then."""
+    ROWS: gl.constexpr = q_tiles.type.shape[1]
+    for head in range(kv_head * GROUP, kv_head * GROUP + GROUP):
+        line = batch * n_kv_heads * GROUP + head
+        for tile in range(tiles):
+            load_queries(
+                q, d_out, lse2, delta, batch, head, line, row + tile * ROWS, loaded, q_tiles, d_tiles, lse_tiles, delta_tiles,
+                q_ready, q_empty,
+            )  # fmt: skip
+            loaded += 1
+    return loaded
+
+
+@gluon.jit
+def load_held(
+    k, v, batch, kv_head, at, phase, k_tiles, v_tiles, k_ready, k_empty, ALONE: gl.constexpr,
+):  # fmt: skip
+    """Copy the tiles of keys that stay while queries walk past, from row `at` on; and of values, unless keys are ALONE."""
+    KEYS: gl.constexpr = k.block_type.shape[2]
+    TILES: gl.constexpr = k_tiles.type.shape[0]
+    for t in gl.static_range(TILES):
+        ready = k_ready.index(t)
+        mbarrier.wait(k_empty.index(t), phase ^ 1)
+        mbarrier.expect(ready, k.block_type.nbytes * (1 if ALONE else 2))
+        tma.async_copy_global_to_shared(k, [batch, kv_head, at + KEYS * t, 0], ready, k_tiles.index(t))
+        if not ALONE:
+            tma.async_copy_global_to_shared(v, [batch, kv_head, at + KEYS * t, 0], ready, v_tiles.index(t))
+
+
+@gluon.jit
+def skip_queries(used, q_ready, q_empty):
+    """Let slot number `used` of the ring pass, whose queries see none of the warpgroup's keys."""
+    SLOTS: gl.constexpr = q_ready.type.shape[0]
+    mbarrier.wait(q_ready.index(used % SLOTS), used // SLOTS & 1)
+    mbarrier.arrive(q_empty.index(used % SLOTS))
 
 
 @gluon.jit
