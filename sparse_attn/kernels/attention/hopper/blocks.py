@@ -14,6 +14,19 @@ document_bounds = gluon.jit(portable_blocks.document_bounds.fn)
 
 
 @gluon.jit
+def own_block(nth, total):
+    """Which block a program takes for its number nth = program, program + programs, ... of a launch's `total`.
+
+    Each turn hands a block to every program, every second whole turn the other way around: where blocks have fewer and fewer
+    keys, nobody gets the longest of every turn.
+    """
+    programs = gl.num_programs(0)
+    turn = nth // programs
+    mirrored = (turn % 2 == 1) & ((turn + 1) * programs <= total)
+    return gl.where(mirrored, (2 * turn + 1) * programs - 1 - nth, nth)
+
+
+@gluon.jit
 def locate_queries(
     nth, blocks, documents, parameters, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
     CHUNKS: gl.constexpr, PACKED: gl.constexpr, ROWS: gl.constexpr, KEYS: gl.constexpr,
