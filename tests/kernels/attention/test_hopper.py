@@ -57,6 +57,16 @@ class TestOnHopper:
         judge(inputs(T, S, 8, 2, D, dtype), pattern, causal=causal)
 
     @pytest.mark.parametrize("D", [64, 128, 256])
+    @pytest.mark.parametrize(
+        "pattern", ["window(90)", "window(70) | sinks(4)", "window(50) | strided(7) | anchors(64, block=128)"]
+    )
+    def test_calls_alike_read_the_tensors_of_each(self, pattern: str, D: int) -> None:
+        T, kept = 700, []
+        for _ in range(3):  # the first goes through Triton; all stay alive, so that none stands where another stood
+            kept.append(inputs(T, T, 8, 2, D) | extra(pattern, -(-T // 128), 2, D))
+            judge(kept[-1], pattern, causal=True)
+
+    @pytest.mark.parametrize("D", [64, 128, 256])
     @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
     @pytest.mark.parametrize(
         ("pattern", "T", "S"),
