@@ -17,13 +17,14 @@ document_bounds = gluon.jit(portable_blocks.document_bounds.fn)
 def own_block(nth, total):
     """Which block a program takes for its number nth = program, program + programs, ... of a launch's `total`.
 
-    Each turn hands a block to every program, every second whole turn the other way around: where blocks have fewer and fewer
-    keys, nobody gets the longest of every turn.
+    Each turn hands a block to every program; every second one goes the other way around, so that where blocks have fewer and
+    fewer keys nobody gets the longest of every turn. The last whole turn does: who gets a block of the rest had a short one.
     """
     programs = gl.num_programs(0)
     turn = nth // programs
-    mirrored = (turn % 2 == 1) & ((turn + 1) * programs <= total)
-    return gl.where(mirrored, (2 * turn + 1) * programs - 1 - nth, nth)
+    # Were it known that `total` stays the same, a register would be spent on keeping the number of turns.
+    to_come = forgotten(total) // programs - turn
+    return gl.where(to_come % 2 == 1, (2 * turn + 1) * programs - 1 - nth, nth)
 
 
 @gluon.jit
