@@ -116,6 +116,15 @@ def run_benchmark(only: Sequence[str] = (), *, peers: bool = True) -> Iterator[d
         }
 
 
+def folder_of(gpu: str) -> str:
+    """The folder of a GPU's results, by the name that PyTorch gives it.
+
+    >>> folder_of("NVIDIA H100 80GB HBM3"), folder_of("NVIDIA A10")
+    ('h100', 'nvidia-a10')
+    """
+    return "h100" if "H100" in gpu else gpu.lower().replace(" ", "-")
+
+
 def merged(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """Results of some shapes put among those of an earlier run: ours anew, and of its peers those that were timed anew.
 
