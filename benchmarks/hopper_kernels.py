@@ -167,10 +167,11 @@ def check(variant: Variant) -> list[float]:
 
 
 def check_one(variant: Variant, shape: Shape) -> list[float]:
+    run = chosen(variant)
     inputs, d_out, where = tensors(variant, shape)
     wide = Inputs(*(tensor.float() for tensor in inputs if tensor is not None))
     expected = prepared(PORTABLE[variant.kernel], variant, wide, d_out.float(), where)()
-    run = prepared(chosen(variant), variant, inputs, d_out, where)
+    run = prepared(run, variant, inputs, d_out, where)
     got = run()
     for _ in range(5):
         if not all(torch.equal(a, b) for a, b in zip(listed(got), listed(run()), strict=True)):

@@ -18,6 +18,7 @@ from ...patterns.layout import Cut, Groups
 from ...patterns.parts import DilatedPass, Interval
 from ...patterns.terms import Summaries
 from . import tables
+from .repeated_launch import Launches
 from .tiles import FAR
 
 
@@ -57,6 +58,7 @@ class Geometry:
         uncut: Whether columns are seen from everywhere, but for causality.
         anchors: The extra keys' term.
         parameters: Chunks, then the limits of rows, of columns, of lists, and of passes, as the kernels read them.
+        launches: Those of kernels that read its tables.
     """
 
     pattern: Pattern
@@ -76,6 +78,7 @@ class Geometry:
     anchors: Summaries | None
     parameters: tuple[int, ...]
     groups: Groups
+    launches: Launches = field(default_factory=Launches)
     _made: dict[Any, Any] = field(default_factory=dict)
 
     @property

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
@@ -57,12 +58,13 @@ def fused_attention(
     Raises:
         NotImplementedError: dtype, head dim, device or GPU that the kernels do not serve.
     """
+    scale = float(scale)  # a launch that is repeated must not have been compiled for it
     arguments = (q, k, v, extra_k, extra_v, cu_seqlens_q, cu_seqlens_k, patterns, causal, scale, kernels)
     plain = type(q) in (Tensor, torch.nn.Parameter)  # a subclass has ways of its own through the dispatcher
     if not plain or torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
         return torch.ops.sparse_attn.fused_attention(*arguments)  # type: ignore[no-any-return]
     # Eagerly the same without the operator's way through the dispatcher, which takes as long as a short call itself.
-    if not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
+    if not (torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0):
         return forward_pass(*arguments)
     return _FusedAttention.apply(*arguments)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -175,8 +177,9 @@ def backward_pass(
             parts = [d_out, out, lse] if d_lse is None else [d_out, out, lse, d_lse]
             if heads.stop - heads.start < k.shape[2]:
                 parts = [x[:, :, own] for x in parts]
-            d_own = row_major(parts[0])
-            delta, lse2 = backward_rows(parts[1], d_own, *parts[2:])
+            d_own, out_own, lse_own, *d_lse_own = parts
+            d_own = row_major(d_own)
+            delta, lse2 = backward_rows(out_own, d_own, lse_own, *d_lse_own)
             gradients = Gradients(d_own, lse2, delta)
             hopper = _on_hopper(inputs, where, scale, kernels)
             if wanted[0]:

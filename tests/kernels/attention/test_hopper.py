@@ -67,6 +67,50 @@ class TestOnHopper:
             judge(kept[-1], pattern, causal=True)
 
     @pytest.mark.parametrize("D", [64, 128, 256])
+    @pytest.mark.parametrize("pattern", ["window(90)", "window(70) | sinks(4)"])
+    def test_calls_alike_differ_in_scale_and_in_what_comes_back(self, pattern: str, D: int) -> None:
+        T, Hq = 500, 8
+        given = inputs(T, T, Hq, 2, D)
+        whole, by_head, one = (torch.randn(1, *size, D, device=DEVICE) for size in ((T, Hq), (Hq, T), (T, 1)))
+        d_lse = torch.randn(1, T, Hq, device=DEVICE)
+        for scale, d_out, d_lses in (
+            (0.1, whole, []),
+            (0.2, by_head.transpose(1, 2), [d_lse]),
+            (0.1, one.expand(1, T, Hq, D), []),
+            (0.3, whole, [d_lse]),
+        ):
+            found = []
+            for name, dtype in (("hopper", torch.bfloat16), ("reference", torch.float32)):
+                leaves = {key: x.detach().to(dtype).requires_grad_() for key, x in given.items()}
+                out, lse = attention(
+                    **leaves, pattern=parse(pattern), scale=scale, return_lse=True, implementation=name
+                )
+                torch.autograd.backward([out, lse][: 1 + len(d_lses)], [d_out.to(dtype), *d_lses])
+                found.append([out, *(leaf.grad for leaf in leaves.values())])
+            for got, expected in zip(*found, strict=True):
+                assert (got.float() - expected).norm() < 0.01 * expected.norm()
+
+    @pytest.mark.parametrize("D", [64, 128, 256])
+    def test_captured_in_a_cuda_graph(self, D: int) -> None:
+        pattern = parse("window(90) | sinks(4)")
+        leaves = [x.requires_grad_() for x in inputs(700, 700, 8, 2, D).values()]
+        d_out = torch.randn_like(leaves[0])
+
+        def step() -> tuple[torch.Tensor, ...]:
+            out = attention(*leaves, pattern, implementation="hopper")
+            return out, *torch.autograd.grad(out, leaves, d_out)
+
+        step()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = step()
+        with torch.no_grad():
+            for tensor in (*leaves, d_out):
+                tensor.copy_(torch.randn_like(tensor))
+        graph.replay()
+        assert all(torch.equal(a, b) for a, b in zip(captured, step(), strict=True))
+
+    @pytest.mark.parametrize("D", [64, 128, 256])
     @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
     @pytest.mark.parametrize(
         ("pattern", "T", "S"),

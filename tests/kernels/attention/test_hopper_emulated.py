@@ -13,9 +13,11 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from sparse_attn import attention, parse
 from sparse_attn.kernels.attention.geometry import Geometry, geometry
 from sparse_attn.kernels.attention.hopper import keys_kernel
+from sparse_attn.kernels.attention.hopper.blocks import own_block
 from sparse_attn.kernels.attention.launch import Gradients, Inputs
 
-from .gluon_emulator import Deadlock, Emulated, emulated
+from .emulated_values import value
+from .gluon_emulator import Deadlock, Emulated, as_python, emulated
 
 ROOM = "sparse_attn.kernels.attention.hopper"
 FORWARD, KEYS, WIDE, COLUMNS, QUERIES = (
@@ -248,3 +250,18 @@ def test_the_emulator_tells_a_barrier_that_nobody_completes(seed: int) -> None:
         Emulated(small_kernel, seed)[(1,)](out, False, num_warps=4)
     with pytest.raises(AssertionError, match="leaves its tensor"):
         Emulated(small_kernel, seed)[(1,)](torch.zeros(3), True, num_warps=4)
+
+
+@pytest.mark.parametrize(("total", "programs"), [(1024, 132), (700, 132), (131, 132), (264, 132), (5, 1), (40, 7)])
+def test_programs_share_out_blocks_that_grow_shorter(total: int, programs: int) -> None:
+    """Every block once; nobody has much more than others where the plain order gives the first of every turn most."""
+    taken = []
+    for program in range(programs):
+        number = as_python(own_block, program, programs)
+        taken.append([int(number(value(nth), value(total))) for nth in range(program, total, programs)])
+    assert sorted(block for own in taken for block in own) == list(range(total))
+    work = [sum(total - block for block in own) for own in taken]
+    plain = [sum(total - block for block in range(program, total, programs)) for program in range(programs)]
+    assert max(work) <= max(plain)
+    if total > 2 * programs > 2:
+        assert max(work) - sum(work) / programs < 0.6 * (max(plain) - sum(plain) / programs)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import sparse_attn.kernels.attention  # noqa: F401  # registers the operators
 from sparse_attn import Anchors, Pattern, Sinks, Window, attention, parse
@@ -173,3 +174,27 @@ def test_more_than_two_billion_elements() -> None:
 def test_short_calls_that_hide_nothing_are_right_too() -> None:
     q, k, v = make_inputs(1000, torch.bfloat16)
     torch.testing.assert_close(attention(q, k, v, Window(1000)), run(q, k, v, Window(1000)), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("pattern", [PATTERN, [Window(9), PATTERN]], ids=["one", "by head"])
+def test_without_gradients_the_same_numbers_come(mode: Any, pattern: Any) -> None:
+    q, k, v = (torch.randn(1, 40, heads, 16, device=DEVICE, requires_grad=True) for heads in (4, 2, 2))
+    expected = run(q, k, v, pattern, return_lse=True)
+    with mode():
+        got = run(q, k, v, pattern, return_lse=True)
+        packed = run(q[0], k[0], v[0], pattern, cu_seqlens_q=[0, 13, 40])
+    assert expected[0].requires_grad
+    assert not got[0].requires_grad
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    assert torch.equal(packed, run(q[0], k[0], v[0], pattern, cu_seqlens_q=[0, 13, 40]))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script` is deprecated:DeprecationWarning"
+)  # PyTorch's own, at its first use
+@pytest.mark.parametrize("gradients", [True, False])
+def test_forward_mode_is_refused_and_not_answered_with_no_derivative(gradients: bool) -> None:
+    q, k, v = (x.detach() for x in make_inputs(20))
+    with torch.set_grad_enabled(gradients), forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
+        run(forward_ad.make_dual(q, torch.ones_like(q)), k, v)

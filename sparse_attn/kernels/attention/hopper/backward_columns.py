@@ -18,7 +18,7 @@ from ..backward_columns import affordable_splits
 from ..column_sums import add_column_sums
 from ..geometry import Geometry
 from ..launch import Gradients, Inputs, gather_columns
-from ..launching import Launch, alike
+from ..repeated_launch import Launch, alike
 from ..tiles import LOG2_E
 from .blocks import document_bounds, forgotten, own_block, query_bounds
 from .descriptors import copyable, head_first_tiles, programs_of, rows_tiles
@@ -285,8 +285,8 @@ def add_backward_columns(
     most = _shares(inputs, where, held)
     blocks, places, groups = where.column_blocks(held, most, _ROWS_A_SPLIT, q.device)
     sums = torch.empty((len(blocks), 2, batch, held, n_kv_heads, head_dim), dtype=torch.float32, device=q.device)
-    key = (backward_columns_kernel, sums.shape, programs_of(q.device), alike(*inputs, d_out))
-    launch = where.once(key, lambda: _launch(inputs, sums, blocks, where))
+    key = (backward_columns_kernel, sums.shape, alike(*inputs, d_out))
+    launch = where.launches.kept(key, lambda: _launch(inputs, sums, blocks, where))
     column_k, column_v = gather_columns(inputs, where)
     launch(
         q=q, d_out=d_out, k=column_k, v=column_v, lse2=gradients.lse2, delta=gradients.delta,

@@ -19,7 +19,7 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 
 from ..geometry import Geometry
 from ..launch import Gradients, Inputs
-from ..launching import Launch, alike
+from ..repeated_launch import Launch, alike
 from ..tiles import LOG2_E
 from .blocks import forgotten, locate_keys, own_block, own_query_tiles, query_bounds, store_rows
 from .descriptors import copyable, head_first_tiles, programs_of, rows_tiles
@@ -181,8 +181,8 @@ def backward_keys(inputs: Inputs, gradients: Gradients, where: Geometry, scale: 
     q, k, v, d_out = inputs.q, inputs.k, inputs.v, copyable(gradients.d_out)
     dk, dv = (torch.empty_like(k, memory_format=torch.contiguous_format) for _ in range(2))
     if dk.numel():
-        key = (backward_keys_kernel, programs_of(q.device), alike(*inputs, d_out))
-        launch = where.once(key, lambda: _launch(inputs, dk, where))
+        key = (backward_keys_kernel, alike(*inputs, d_out))
+        launch = where.launches.kept(key, lambda: _launch(inputs, dk, where))
         launch(
             q=q, d_out=d_out, k=k, v=v, lse2=gradients.lse2, delta=gradients.delta, dk_out=dk, dv_out=dv, dk_rows=dk, dv_rows=dv,
             scale=scale, scale2=scale * LOG2_E,

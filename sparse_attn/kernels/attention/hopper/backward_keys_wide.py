@@ -8,6 +8,7 @@ keeps one, and five products are made instead of four. For dk the queries' tiles
 read first and let go early, one: 2 x 64 keys of k and v, three tiles of 64 rows, 224 KiB.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,11 +19,11 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warp
 
 from ..geometry import Geometry
 from ..launch import Gradients, Inputs
-from ..launching import Launch, alike
+from ..repeated_launch import Launch, alike
 from ..tiles import LOG2_E
 from .backward_keys import keys_arguments
 from .blocks import clean, forgotten, locate_keys, narrowed, own_block, own_query_tiles, query_bounds
-from .descriptors import copyable, head_first_tiles, programs_of, rows_tiles
+from .descriptors import copyable, head_first_tiles, rows_tiles
 from .query_ring import load_held, skip_queries
 from .results import store_result
 from .ring import barriers, make_ring
@@ -263,8 +264,8 @@ def backward_keys_wide(inputs: Inputs, gradients: Gradients, where: Geometry, sc
     q, k, v, d_out = inputs.q, inputs.k, inputs.v, copyable(gradients.d_out)
     dk, dv = (torch.empty_like(k, memory_format=torch.contiguous_format) for _ in range(2))
     for values, out in ((True, dv), (False, dk)) if dk.numel() else ():
-        key = (backward_keys_wide_kernel, values, programs_of(q.device), alike(*inputs, d_out))
-        launch = where.once(key, lambda: _launch(inputs, dk, where, values))  # noqa: B023, it is called at once
+        key = (backward_keys_wide_kernel, values, alike(*inputs, d_out))
+        launch = where.launches.kept(key, partial(_launch, inputs, dk, where, values))
         launch(
             q=q, d_out=d_out, k=k, v=v, lse2=gradients.lse2, delta=gradients.delta, out=out, out_rows=out,
             scale=scale, scale2=scale * LOG2_E,

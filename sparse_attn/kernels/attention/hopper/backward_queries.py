@@ -18,7 +18,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warp
 
 from ..geometry import Geometry
 from ..launch import Gradients, Inputs
-from ..launching import Launch, alike
+from ..repeated_launch import Launch, alike
 from ..tiles import LOG2_E
 from .beside import BESIDE, beside_arguments, beside_constants, beside_tensors
 from .blocks import (
@@ -327,8 +327,8 @@ def backward_queries(inputs: Inputs, gradients: Gradients, where: Geometry, scal
     q, d_out = inputs.q, copyable(gradients.d_out)
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
     if dq.numel():
-        key = (backward_queries_kernel, programs_of(q.device), alike(*inputs, d_out))
-        launch = where.once(key, lambda: _launch(inputs, gradients, dq, where))
+        key = (backward_queries_kernel, alike(*inputs, d_out))
+        launch = where.launches.kept(key, lambda: _launch(inputs, gradients, dq, where))
         launch(
             q=q, d_out=d_out, k=inputs.k, v=inputs.v, dq_out=dq, dq_rows=dq, lse2=gradients.lse2, delta=gradients.delta,
             scale=scale, scale2=scale * LOG2_E, **beside_tensors(inputs, where),

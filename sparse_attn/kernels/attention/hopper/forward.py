@@ -9,9 +9,9 @@ copy engine busy:
 
 The interval's tiles are walked from the last to the first: tiles that its right edge cuts (masked), tiles that all of a
 warpgroup's rows see, tiles that its left edge cuts (masked); those that none of them sees it lets pass. Tiles of gathered
-columns and of extra keys follow in the same ring. Programs are persistent: each takes every n-th block, and the loader runs ahead
-into the next block while the last one is divided, narrowed and stored through a shared tile of its own; at head dim 256 there is
-no room for one, and results leave through the queries' tiles, which the loader waits for.
+columns and of extra keys follow in the same ring. Programs are persistent: each takes several blocks (`own_block`), and the
+loader runs ahead into the next block while the last one is divided, narrowed and stored through a shared tile of its own; at
+head dim 256 there is no room for one, and results leave through the queries' tiles, which the loader waits for.
 Registers: 64 x KEYS logits and 64 x D sums in float32 are KEYS / 2 + D / 2 a thread, the narrowed weights KEYS / 4 more.
 """
 
@@ -25,7 +25,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warp
 
 from ..geometry import Geometry
 from ..launch import Inputs
-from ..launching import Launch, alike
+from ..repeated_launch import Launch, alike
 from ..tiles import LOG2_E
 from .beside import BESIDE, beside_arguments, beside_constants, beside_tensors
 from .blocks import (
@@ -390,9 +390,7 @@ def forward(inputs: Inputs, where: Geometry, scale: float) -> tuple[Tensor, Tens
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     if out.numel():
-        launch = where.once(
-            (forward_kernel, programs_of(q.device), alike(*inputs)), lambda: _launch(inputs, out, where)
-        )
+        launch = where.launches.kept((forward_kernel, alike(*inputs)), lambda: _launch(inputs, out, where))
         launch(q=q, k=k, v=v, out=out, out_rows=out, lse=lse, scale=scale * LOG2_E, **beside_tensors(inputs, where))
     return out, lse
 

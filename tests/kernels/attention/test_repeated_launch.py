@@ -14,11 +14,11 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from sparse_attn.kernels.attention import launching
-from sparse_attn.kernels.attention.launching import Launch, alike
+from sparse_attn.kernels.attention import repeated_launch
+from sparse_attn.kernels.attention.repeated_launch import Launch, Launches, alike
 
 
-def _scaled(source, out, n, scale, nothing, BLOCK: tl.constexpr):
+def _scaled(source, out, n, scale, nothing, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     tl.store(out + tl.arange(0, BLOCK), source.load([0]) * scale)
 
 
@@ -51,7 +51,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
     )
     monkeypatch.setattr(type(driver), "active", device)
     monkeypatch.setattr(
-        JITFunction, "_do_compile", lambda self, key, *_: self.device_caches[0][0].setdefault(key, kernel)
+        JITFunction, "_do_compile", lambda self, key, *_: self.device_caches[3][0].setdefault(key, kernel)
     )
     scaled.device_caches.clear()
     return kernel
@@ -73,7 +73,7 @@ def told(arguments: tuple[Any, ...]) -> list[Any]:
     return found
 
 
-@pytest.mark.skipif(not launching._KNOWN, reason="this Triton launches every kernel itself")
+@pytest.mark.skipif(not repeated_launch._KNOWN, reason="this Triton launches every kernel itself")
 def test_later_launches_are_those_that_triton_would_make(recorded: Recorded) -> None:
     launch = launch_of(40)
     tensors = [torch.arange(64.0) for _ in range(6)]
@@ -88,13 +88,33 @@ def test_later_launches_are_those_that_triton_would_make(recorded: Recorded) -> 
 
 
 def test_a_launch_keeps_no_tensor_alive(recorded: Recorded) -> None:
-    launch, source, out = launch_of(40), torch.arange(64.0), torch.empty(64)
-    gone = weakref.ref(source), weakref.ref(out)
-    launch(source=source, out=out, scale=1.0)
-    recorded.launches.clear()
-    del source, out
-    gc.collect()
-    assert [tensor() for tensor in gone] == [None, None]
+    launch = launch_of(40)
+    for _ in range(2):  # the first goes another way than those after it
+        source, out = torch.arange(64.0), torch.empty(64)
+        gone = weakref.ref(source), weakref.ref(out)
+        launch(source=source, out=out, scale=1.0)
+        recorded.launches.clear()
+        del source, out
+        gc.collect()
+        assert [tensor() for tensor in gone] == [None, None]
+
+
+@pytest.mark.skipif(not repeated_launch._KNOWN, reason="this Triton launches every kernel itself")
+def test_an_argument_that_is_left_out_is_no_null_pointer(recorded: Recorded) -> None:
+    launch = launch_of(40)
+    launch(source=torch.arange(64.0), out=torch.empty(64), scale=1.0)
+    with pytest.raises(AssertionError, match="all arguments"):
+        launch(source=torch.arange(64.0), scale=1.0)
+    assert len(recorded.launches) == 1
+
+
+def test_launches_are_kept_by_key_and_not_without_end() -> None:
+    launches = Launches()
+    first = launches.kept("first", lambda: launch_of(0))
+    assert launches.kept("first", lambda: launch_of(1)) is first
+    for nth in range(1000):
+        launches.kept(nth, lambda: launch_of(0))
+    assert len(launches._kept) <= 64
 
 
 @pytest.mark.parametrize(
