@@ -15,6 +15,7 @@ from torch import Tensor
 from ..attention.blocks import head_pointer, load_rows
 from ..attention.tiles import padded_head_dim
 from .pool import block_span, tokens_a_tile
+from .scan import TO_BASE_2
 from .spans import Spans
 
 
@@ -57,7 +58,7 @@ def backward_pool_kernel(
             values = head_pointer(v, batch, head, stride_vb, stride_vh, False)
             k_tile = load_rows(keys, at + t, inside, stride_kt, D, BLOCK_D).to(tl.float32)
             v_tile = load_rows(values, at + t, inside, stride_vt, D, BLOCK_D).to(tl.float32)
-            weight = tl.where(inside, tl.exp(tl.sum(k_tile * query[None, :], 1) - log_sum), 0.0)
+            weight = tl.where(inside, tl.exp2(tl.sum(k_tile * query[None, :], 1) * TO_BASE_2 - log_sum), 0.0)
             d_logit = weight * (tl.sum(k_tile * g_k[None, :] + v_tile * g_v[None, :], 1) - delta)
             sum_q += tl.sum(d_logit[:, None] * k_tile, 0)
             own_k = weight[:, None] * g_k[None, :] + d_logit[:, None] * query[None, :]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..attention.blocks import head_pointer, load_rows
 from ..attention.tiles import padded_head_dim
+from .scan import TO_BASE_2
 from .spans import Spans
 
 
@@ -48,7 +49,7 @@ def pool_kernel(
     top = float("-inf")
     total = 0.0
     if LEARNED:
-        query = tl.load(pooling + head * D + d, mask=d < D, other=0.0).to(tl.float32) * scale
+        query = tl.load(pooling + head * D + d, mask=d < D, other=0.0).to(tl.float32) * (scale * TO_BASE_2)
     for at in tl.range(start, stop, BLOCK_T):
         inside = at + t < stop
         k_tile = load_rows(keys, at + t, inside, stride_kt, D, BLOCK_D).to(tl.float32)
@@ -56,8 +57,8 @@ def pool_kernel(
         if LEARNED:
             own = tl.where(inside, tl.sum(k_tile * query[None, :], 1), float("-inf"))
             new_top = tl.maximum(top, tl.max(own, 0))
-            weights = tl.exp(own - new_top)
-            correction = tl.exp(top - new_top)
+            weights = tl.exp2(own - new_top)
+            correction = tl.exp2(top - new_top)
             total = total * correction + tl.sum(weights, 0)
             sum_k = sum_k * correction + tl.sum(weights[:, None] * k_tile, 0)
             sum_v = sum_v * correction + tl.sum(weights[:, None] * v_tile, 0)
@@ -73,7 +74,7 @@ def pool_kernel(
     tl.store(pooled + place * D + d, pooled_k, mask=d < D)
     tl.store(pooled + stride_side + place * D + d, (sum_v / total).to(pooled.dtype.element_ty), mask=d < D)
     if LEARNED:
-        tl.store(log_sums + place, top + tl.log(total))
+        tl.store(log_sums + place, top + tl.log2(total))
     wide_k = pooled_k.to(tl.float32) * scale
     for first in tl.static_range(0, R, BLOCK_R):
         r = first + tl.arange(0, BLOCK_R)
@@ -86,7 +87,8 @@ def pool_kernel(
 def pool(
     k: Tensor, v: Tensor, pooling: Tensor | None, queries: Tensor, spans: Spans, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Pooled keys and values ``[2, B, N, Hkv, D]``, logits ``[B, N, Hkv, R]``, and log-sums of learned pooling."""
+    """Pooled keys and values ``[2, B, N, Hkv, D]``, logits ``[B, N, Hkv, R]``, and log-sums of learned
+    pooling (base 2)."""
     batch, n_keys, heads, d = k.shape
     r = queries.shape[1]
     pooled = torch.empty(2, batch, spans.n_rows, heads, d, dtype=k.dtype, device=k.device)
