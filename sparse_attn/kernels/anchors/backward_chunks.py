@@ -11,7 +11,6 @@ the gradients of the state. Reading rows and their gradients once bounds the fir
 
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -191,7 +190,14 @@ def backward_chunks(
     by_row = marks.new_empty(batch * n_rows, heads, r)
     first = marks.new_empty(spans.sequences, heads, r)
     d_sums = marks.new_empty(2, spans.sequences, heads, r, d)
-    constants = {"H": heads, "R": r, "D": d, "BLOCK_D": padded_head_dim(d), "PACKED": spans.packed, "CHUNK": spans.chunk}
+    constants = {
+        "H": heads,
+        "R": r,
+        "D": d,
+        "BLOCK_D": padded_head_dim(d),
+        "PACKED": spans.packed,
+        "CHUNK": spans.chunk,
+    }
     if spans.n_chunks:
         backward_chunks_kernel[(spans.n_chunks * heads * r,)](
             summaries, *d_rows, marks, by_row, sums, deltas, spans.chunks,

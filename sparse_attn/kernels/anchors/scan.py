@@ -42,7 +42,9 @@ def walk(sequence, rows, n_rows, PACKED: tl.constexpr):
 
 
 @triton.jit
-def find_blocks(logit_at, element_at, there, live, H: tl.constexpr, R: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr):
+def find_blocks(
+    logit_at, element_at, there, live, H: tl.constexpr, R: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr
+):
     """Logits and elements of the blocks from here on; their loads do not wait for each other."""
     found = ()
     for nth in tl.static_range(GROUP):

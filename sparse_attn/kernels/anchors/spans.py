@@ -63,7 +63,9 @@ def _packed(block: int, cu_seqlens: tuple[int, ...], device: torch.device) -> Sp
         chunks.extend((document, first, min(first + CHUNK, end)) for first in range(begin, end, CHUNK))
         rows.append(end)
         sequence_chunks.append(len(chunks))
-    tables = [torch.tensor(table, dtype=torch.int32, device=device) for table in (tokens, rows, chunks, sequence_chunks)]
+    tables = [
+        torch.tensor(table, dtype=torch.int32, device=device) for table in (tokens, rows, chunks, sequence_chunks)
+    ]
     return Spans(
         block, len(tokens), len(cu_seqlens) - 1, CHUNK, len(chunks), tables[0].reshape(-1, 2), tables[1],
         tables[2].reshape(-1, 3), tables[3],
