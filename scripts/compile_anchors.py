@@ -27,19 +27,19 @@ def recipe(name: str, head_dim: int, element: str, packed: bool, parts: str) -> 
     """How one kernel is compiled, for 64 queries and blocks of 128 tokens."""
     import importlib
 
-    from sparse_attn.kernels.anchors import backward_chunks, backward_scan, pool, scan, spans
+    from sparse_attn.kernels.anchors import backward_chunks, backward_pool, backward_scan, pool, scan, spans
     from sparse_attn.kernels.attention.tiles import padded_head_dim
 
     learned = parts == "union"
     rows = {"pool": 16, "backward_scan": backward_scan.backward_scan_rows(64)}.get(name, 0)
-    tokens = pool.tokens_a_tile(128, head_dim) // (2 if name == "backward_pool" else 1)
+    tokens = backward_pool.tokens_a_tile(128, head_dim) if name == "backward_pool" else pool.tokens_a_tile(128, head_dim)
     file = {"backward_carry": "backward_chunks"}.get(name, name)
     kernel = getattr(importlib.import_module(f"sparse_attn.kernels.anchors.{file}"), f"{name}_kernel")
     constants = {
         "R": 64, "D": head_dim, "H": 8, "BLOCK_R": rows, "BLOCK_D": padded_head_dim(head_dim), "BLOCK_T": tokens,
         "TILES": 64 // backward_scan.backward_scan_rows(64), "LEARNED": learned, "INITIAL": not learned, "AFTER": learned,
         "GIVEN": True, "PACKED": packed, "CHUNK": spans.CHUNK,
-        "GROUP": {"scan": scan.GROUP, "backward_scan": backward_scan.GROUP}.get(name, backward_chunks.GROUP),
+        "GROUP": scan.GROUP if name == "scan" else backward_chunks.GROUP,
     }  # fmt: skip
     types = {}
     for argument in kernel.arg_names:
@@ -55,4 +55,4 @@ def recipe(name: str, head_dim: int, element: str, packed: bool, parts: str) -> 
         else:
             types[argument] = f"*{element}" if argument in _INPUTS else "*fp32"
     constants = {argument: value for argument, value in constants.items() if argument in kernel.arg_names}
-    return Recipe(kernel, constants, types, 4 if "pool" in name else 1, 3)
+    return Recipe(kernel, constants, types, 4 if name == "backward_pool" else 1, 3)

@@ -19,7 +19,7 @@ from ..attention.tiles import padded_head_dim
 from .scan import TO_BASE_2, State, walk
 from .spans import Spans
 
-GROUP = 4  # blocks, or chunks, whose loads are under way at once
+GROUP = 8  # blocks, or chunks, whose loads are under way at once
 
 
 class Carries(NamedTuple):

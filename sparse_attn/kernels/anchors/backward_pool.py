@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..attention.blocks import head_pointer, load_rows
 from ..attention.tiles import padded_head_dim
-from .pool import block_span, tokens_a_tile
+from .pool import block_span
 from .scan import TO_BASE_2
 from .spans import Spans
 
@@ -104,7 +104,12 @@ def backward_pool(
             *(dk if given_k is None else given_k).stride()[:3], *(dv if given_v is None else given_v).stride()[:3],
             *dk.stride()[:3], pooled.stride(0), parts.stride(0), parts.stride(1),
             n_keys, spans.n_rows, heads, spans.block, scale,
-            TILES=parts.shape[1], D=d, BLOCK_D=padded_head_dim(d), BLOCK_T=max(tokens_a_tile(spans.block, d) // 2, 1),
+            TILES=parts.shape[1], D=d, BLOCK_D=padded_head_dim(d), BLOCK_T=tokens_a_tile(spans.block, d),
             LEARNED=pooling is not None, GIVEN=given is not None, PACKED=spans.packed, num_warps=4,
         )  # fmt: skip
     return dk, dv, d_pooling
+
+
+def tokens_a_tile(block: int, head_dim: int) -> int:
+    """Tokens that a program of four warps takes at a time: 4,096 numbers of k and as many of v."""
+    return max(1, min(triton.next_power_of_2(block) // 2, 4096 // padded_head_dim(head_dim)))

@@ -18,21 +18,13 @@ from .backward_chunks import Carries, chunk_span
 from .scan import TO_BASE_2
 from .spans import Spans
 
-GROUP = 4  # blocks whose loads are under way at once
-
-
-@triton.jit
-def row_tile(source, n, r, head, d, inside, H: tl.constexpr, R: tl.constexpr, D: tl.constexpr):
-    at = ((n * R + r) * H + head)[:, None] * D + d[None, :]
-    return tl.load(source + at, mask=inside, other=0.0)
-
 
 @triton.jit(do_not_specialize=["n_rows", "n_chunks", "stride_pooled", "stride_parts", "stride_tile"])
 def backward_scan_kernel(
     pooled, logits, queries, marks, by_row, carries, carried_deltas, d_keys, d_values, parts, d_queries, chunks,
     stride_pooled, stride_marks, stride_carries, stride_parts, stride_tile, n_rows, n_chunks, scale,
     H: tl.constexpr, R: tl.constexpr, D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, PACKED: tl.constexpr,
-    CHUNK: tl.constexpr, GROUP: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     tiles: tl.constexpr = (R + BLOCK_R - 1) // BLOCK_R
@@ -59,44 +51,31 @@ def backward_scan_kernel(
     carry_v = tl.load(carries + stride_carries + at_carry, mask=inside, other=0.0)
     carry_c = tl.load(carried_deltas + place, mask=here, other=0.0)
     parts += tile.to(tl.int64) * stride_tile
-    for done in tl.range(0, last - first, GROUP):
-        # All loads of a group of blocks first: a load takes as long as several steps.
-        found = ()
-        for nth in tl.static_range(GROUP):
-            n = end - 1 - done - nth
-            there = n >= first
-            block = n * H + head
-            seen = inside & there
-            found = found + (  # type: ignore[assignment]  # noqa: RUF005  # Triton's tuples know + only
-                (
-                    tl.load(logits + block * R + r, mask=here & there, other=float("-inf")),
-                    tl.load(marks + n * (H * R), mask=here & there, other=0.0),
-                    tl.load(marks + stride_marks + n * (H * R), mask=here & there, other=1.0),
-                    tl.load(by_row + block * R + r, mask=here & there, other=0.0),
-                    tl.load(pooled + block * D + d, mask=live & there, other=0.0),
-                    tl.load(pooled + stride_pooled + block * D + d, mask=live & there, other=0.0),
-                    row_tile(d_keys, n, r, head, d, seen, H, R, D),
-                    row_tile(d_values, n, r, head, d, seen, H, R, D),
-                ),
-            )
-        for nth in tl.static_range(GROUP):
-            n = end - 1 - done - nth
-            there = n >= first
-            logit, top, total, own, key, value, g_k, g_v = found[nth]  # type: ignore[var-annotated]
-            key, value = key.to(tl.float32), value.to(tl.float32)
-            weight = tl.exp2((logit - later_top) * TO_BASE_2) * share
-            d_logit = weight * (tl.sum(carry_k * key[None, :] + carry_v * value[None, :], 1) - carry_c)
-            part = parts + (n * H + head) * D + d
-            d_key = tl.sum(weight[:, None] * carry_k + d_logit[:, None] * weights_q, 0)
-            tl.store(part, d_key, mask=live & there)
-            tl.store(part + stride_parts, tl.sum(weight[:, None] * carry_v, 0), mask=live & there)
-            d_weights += d_logit[:, None] * key[None, :]
+    for back in tl.range(0, last - first):
+        n = end - 1 - back
+        block = n * H + head
+        logit = tl.load(logits + block * R + r, mask=here, other=float("-inf"))
+        top = tl.load(marks + n * (H * R), mask=here, other=0.0)
+        total = tl.load(marks + stride_marks + n * (H * R), mask=here, other=1.0)
+        own = tl.load(by_row + block * R + r, mask=here, other=0.0)
+        key = tl.load(pooled + block * D + d, mask=live, other=0.0).to(tl.float32)
+        value = tl.load(pooled + stride_pooled + block * D + d, mask=live, other=0.0).to(tl.float32)
+        at_row = ((n * R + r) * H + head)[:, None] * D + d[None, :]
+        g_k = tl.load(d_keys + at_row, mask=inside, other=0.0)
+        g_v = tl.load(d_values + at_row, mask=inside, other=0.0)
 
-            decay = tl.exp2((top - later_top) * TO_BASE_2) * (total * share)
-            carry_c = own + decay * carry_c
-            carry_k = g_k.to(tl.float32) + decay[:, None] * carry_k
-            carry_v = g_v.to(tl.float32) + decay[:, None] * carry_v
-            later_top, share = top, 1.0 / total
+        weight = tl.exp2((logit - later_top) * TO_BASE_2) * share
+        d_logit = weight * (tl.sum(carry_k * key[None, :] + carry_v * value[None, :], 1) - carry_c)
+        d_key = tl.sum(weight[:, None] * carry_k + d_logit[:, None] * weights_q, 0)
+        tl.store(parts + block * D + d, d_key, mask=live)
+        tl.store(parts + stride_parts + block * D + d, tl.sum(weight[:, None] * carry_v, 0), mask=live)
+        d_weights += d_logit[:, None] * key[None, :]
+
+        decay = tl.exp2((top - later_top) * TO_BASE_2) * (total * share)
+        carry_c = own + decay * carry_c
+        carry_k = g_k.to(tl.float32) + decay[:, None] * carry_k
+        carry_v = g_v.to(tl.float32) + decay[:, None] * carry_v
+        later_top, share = top, 1.0 / total
 
     tl.store(d_queries + at_carry, d_weights * scale, mask=inside)
 
@@ -125,11 +104,11 @@ def backward_scan(
             spans.chunks,
             pooled.stride(0), marks.stride(0), carries.sums.stride(0), parts.stride(0), parts.stride(1), n_rows,
             spans.chunks_a_sequence, scale, H=heads, R=r, D=d, BLOCK_R=block_r, BLOCK_D=padded_head_dim(d),
-            PACKED=spans.packed, CHUNK=spans.chunk, GROUP=GROUP, num_warps=1,
+            PACKED=spans.packed, CHUNK=spans.chunk, num_warps=1,
         )  # fmt: skip
     return parts, d_queries
 
 
 def backward_scan_rows(r: int) -> int:
-    """Queries of a program: of 64, 16 programs a head and chunk."""
-    return min(4, triton.next_power_of_2(r))
+    """Queries of a program: of 64, 8 programs a head and chunk."""
+    return min(8, triton.next_power_of_2(r))

@@ -3,7 +3,8 @@
     pooled[n] = sum_t w[t] x[t] for x = k and v;  w = 1 / tokens, or softmax_t(scale * k[t] @ pooling)
     logits[n,r] = scale * queries[r] @ pooled_k[n]
 
-A program takes one block of one head, tile by tile of its tokens, and reads each once: memory bounds it.
+A program of one warp takes one block of one head, tile by tile of its tokens, and reads each once: memory bounds it. Sums
+of one warp ask for no shared memory and no barrier, and as many programs as fit wait for memory side by side.
 """
 
 import torch
@@ -64,9 +65,10 @@ def pool_kernel(
             sum_v = sum_v * correction + tl.sum(weights[:, None] * v_tile, 0)
             top = new_top
         else:
-            total += tl.sum(inside.to(tl.float32), 0)
             sum_k += tl.sum(k_tile, 0)
             sum_v += tl.sum(v_tile, 0)
+    if not LEARNED:
+        total = (stop - start).to(tl.float32)
 
     # What later steps read is the rounded pooled key, also for the logits: they agree with it whoever pooled it.
     place = row.to(tl.int64) * n_heads + head
@@ -100,11 +102,11 @@ def pool(
             *k.stride()[:3], *v.stride()[:3], pooled.stride(0),
             n_keys, spans.n_rows, heads, spans.block, scale,
             R=r, D=d, BLOCK_R=min(16, triton.next_power_of_2(r)), BLOCK_D=padded_head_dim(d),
-            BLOCK_T=tokens_a_tile(spans.block, d), LEARNED=pooling is not None, PACKED=spans.packed, num_warps=4,
+            BLOCK_T=tokens_a_tile(spans.block, d), LEARNED=pooling is not None, PACKED=spans.packed, num_warps=1,
         )  # fmt: skip
     return pooled, logits, log_sums
 
 
 def tokens_a_tile(block: int, head_dim: int) -> int:
-    """Tokens that a program of four warps takes at a time: 8,192 numbers of k and as many of v."""
-    return max(1, min(triton.next_power_of_2(block), 8192 // padded_head_dim(head_dim)))
+    """Tokens that a warp takes at a time: 4,096 numbers of k and as many of v."""
+    return max(1, min(triton.next_power_of_2(block), 4096 // padded_head_dim(head_dim)))

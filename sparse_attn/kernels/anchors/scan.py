@@ -18,7 +18,7 @@ from torch import Tensor
 from ..attention.tiles import LOG2_E, padded_head_dim
 from .spans import Spans
 
-GROUP = 8  # blocks whose loads are under way while as many before them are worked on
+GROUP = 16  # blocks whose loads are under way while as many before them are worked on
 TO_BASE_2 = tl.constexpr(LOG2_E)
 
 
