@@ -32,7 +32,9 @@ def recipe(name: str, head_dim: int, element: str, packed: bool, parts: str) -> 
 
     learned = parts == "union"
     rows = {"pool": 16, "backward_scan": backward_scan.backward_scan_rows(64)}.get(name, 0)
-    tokens = backward_pool.tokens_a_tile(128, head_dim) if name == "backward_pool" else pool.tokens_a_tile(128, head_dim)
+    tokens = (
+        backward_pool.tokens_a_tile(128, head_dim) if name == "backward_pool" else pool.tokens_a_tile(128, head_dim)
+    )
     file = {"backward_carry": "backward_chunks"}.get(name, name)
     kernel = getattr(importlib.import_module(f"sparse_attn.kernels.anchors.{file}"), f"{name}_kernel")
     constants = {
