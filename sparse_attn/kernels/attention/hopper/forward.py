@@ -26,7 +26,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warp
 from ..geometry import Geometry
 from ..launch import Inputs
 from ..tiles import LOG2_E
-from .beside import beside, beside_constants
+from .beside import beside, beside_constants, one_row
 from .blocks import (
     clean,
     column_runs,
@@ -437,14 +437,6 @@ def forward_constants(where: Geometry, group: int, head_dim: int) -> dict[str, A
     while it hands them queries and keys, and queries are HELD in registers, which gives their tiles back at once.
     """
     shape = SHAPES[head_dim]
-    beside = beside_constants(where)
-    aligned = shape["APART"] and beside["EXTRA"] <= shape["KEYS"] and one_row(where, ROWS * shape["CONSUMERS"])
-    return shape | {"CHUNKS": where.chunks, "PACKED": where.packed, "GROUP": group, "ALIGNED": aligned, **beside}
-
-
-def one_row(where: Geometry, rows: int) -> bool:
-    """Whether every block of queries sees one row of extra keys, of as many as a product can be wide: then they come first, as a
-    tile that is no wider than they are."""
-    if where.anchors is None or where.anchors.extra_keys not in (16, 32, 64, 128) or where.anchors.block % rows:
-        return False
-    return all(document.first_position % rows == 0 for document in where.documents)
+    extra = beside_constants(where)
+    aligned = shape["APART"] and extra["EXTRA"] <= shape["KEYS"] and one_row(where, ROWS * shape["CONSUMERS"])
+    return shape | {"CHUNKS": where.chunks, "PACKED": where.packed, "GROUP": group, "ALIGNED": aligned, **extra}
