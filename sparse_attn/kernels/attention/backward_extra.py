@@ -12,6 +12,20 @@ from .launch import Gradients, Inputs, lengths_of
 from .tiles import LOG2_E, Capability, backward_keys_tile, can_use_tma, padded_head_dim, precision, tile_source
 
 
+@triton.jit
+def row_numbers(
+    lse2, delta, step, steps, batch, kv_head, begin, end, shift, stride_row, n_kv_heads,
+    GROUP: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """LSE and delta of a step's queries; behind the last step nothing is read."""
+    whole = tl.maximum(steps, 1)
+    head = kv_head * GROUP + step // whole
+    x = begin + step % whole * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = (x < end) & (step < steps * GROUP)
+    at = (batch.to(tl.int64) * n_kv_heads * GROUP + head) * stride_row + x + shift
+    return tl.load(lse2 + at, mask=inside, other=float("inf")), tl.load(delta + at, mask=inside, other=0.0)
+
+
 @triton.jit(do_not_specialize=lengths_of("backward_extra"))
 def backward_extra_kernel(
     q, extra_k, extra_v, d_out, lse2, delta, d_extra_k, d_extra_v, blocks, documents,
@@ -46,28 +60,30 @@ def backward_extra_kernel(
     dv_acc = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     begin = tl.maximum(number * extra_block, first_query)
     end = tl.minimum(number * extra_block + extra_block, own_keys)
-    m = tl.arange(0, BLOCK_M)
-    for g in range(GROUP):
-        head = kv_head * GROUP + g
-        q_head = head_pointer(q, batch, head, stride_qb, stride_qh, USE_TMA)
-        d_head = head_pointer(d_out, batch, head, stride_db, stride_dh, USE_TMA)
-        rows_at = (batch.to(tl.int64) * n_kv_heads * GROUP + head) * stride_row
-        for start in tl.range(begin, end, BLOCK_M):
-            q_tile = load_tile(
-                q_head, batch, head, 0, start, first_query, own_keys, shift, 1, stride_qt,
-                D, BLOCK_M, BLOCK_D, USE_TMA, PACKED, False,
-            )  # fmt: skip
-            d_tile = load_tile(
-                d_head, batch, head, 0, start, first_query, own_keys, shift, 1, stride_dt,
-                D, BLOCK_M, BLOCK_D, USE_TMA, PACKED, False,
-            )  # fmt: skip
-            inside = start + m < end
-            rows = start + m + shift
-            lse_row = tl.load(lse2 + rows_at + rows, mask=inside, other=float("inf"))
-            delta_row = tl.load(delta + rows_at + rows, mask=inside, other=0.0)
-            dk_acc, dv_acc = key_gradient_step(
-                k_tile, v_tile, q_tile, d_tile, lse_row, delta_row, True, dk_acc, dv_acc, scale2, False, PRECISION
-            )
+    # One loop over heads and their queries, so that the next queries are on their way whichever head they belong to; so
+    # are their numbers, for which Triton's pipeline does nothing.
+    steps = tl.maximum(end - begin + BLOCK_M - 1, 0) // BLOCK_M
+    lse_row, delta_row = row_numbers(
+        lse2, delta, 0, steps, batch, kv_head, begin, end, shift, stride_row, n_kv_heads, GROUP, BLOCK_M
+    )
+    for step in tl.range(0, steps * GROUP):
+        head = kv_head * GROUP + step // steps
+        start = begin + step % steps * BLOCK_M
+        q_tile = load_tile(
+            head_pointer(q, batch, head, stride_qb, stride_qh, USE_TMA), batch, head, 0, start, first_query, own_keys,
+            shift, 1, stride_qt, D, BLOCK_M, BLOCK_D, USE_TMA, PACKED, False,
+        )  # fmt: skip
+        d_tile = load_tile(
+            head_pointer(d_out, batch, head, stride_db, stride_dh, USE_TMA), batch, head, 0, start, first_query, own_keys,
+            shift, 1, stride_dt, D, BLOCK_M, BLOCK_D, USE_TMA, PACKED, False,
+        )  # fmt: skip
+        later = row_numbers(
+            lse2, delta, step + 1, steps, batch, kv_head, begin, end, shift, stride_row, n_kv_heads, GROUP, BLOCK_M
+        )  # fmt: skip
+        dk_acc, dv_acc = key_gradient_step(
+            k_tile, v_tile, q_tile, d_tile, lse_row, delta_row, True, dk_acc, dv_acc, scale2, False, PRECISION
+        )
+        lse_row, delta_row = later
 
     d = tl.arange(0, BLOCK_D)
     stored = here[:, None] & (d < D)[None, :]
