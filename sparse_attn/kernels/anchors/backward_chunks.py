@@ -63,22 +63,23 @@ def backward_chunks_kernel(
     d = tl.arange(0, BLOCK_D)
     live = d < D
     end = last.to(tl.int64)
-    marks += (sequence * H + head) * R + r
-    later_top = tl.load(marks + end * (H * R))
-    later_total = tl.load(marks + stride_marks + end * (H * R))
+    mark_at = marks + ((sequence + end) * H + head) * R + r
+    later_top, share = tl.load(mark_at), 1.0 / tl.load(mark_at + stride_marks)
+    mark_at -= H * R
+    own_at = by_row + ((end - 1) * H + head) * R + r
+    row_at = (((end - 1) * R + r) * H + head) * D + d
     sum_k = tl.zeros([BLOCK_D], tl.float32)
     sum_v = tl.zeros([BLOCK_D], tl.float32)
     delta = 0.0
     for done in tl.range(0, last - first, GROUP):
         found = ()
         for nth in tl.static_range(GROUP):
-            n = end - 1 - done - nth
-            there = n >= first
-            at = ((n * R + r) * H + head) * D + d
+            there = done + nth < last - first
+            at = row_at - nth * (R * H * D)
             found = found + (  # type: ignore[assignment]  # noqa: RUF005  # Triton's tuples know + only
                 (
-                    tl.load(marks + n * (H * R), mask=there, other=0.0),
-                    tl.load(marks + stride_marks + n * (H * R), mask=there, other=1.0),
+                    tl.load(mark_at - nth * (H * R), mask=there, other=0.0),
+                    tl.load(mark_at + stride_marks - nth * (H * R), mask=there, other=1.0),
                     tl.load(d_keys + at, mask=live & there, other=0.0),
                     tl.load(d_values + at, mask=live & there, other=0.0),
                     tl.load(summaries + at, mask=live & there, other=0.0),
@@ -86,18 +87,20 @@ def backward_chunks_kernel(
                 ),
             )
         for nth in tl.static_range(GROUP):
-            n = end - 1 - done - nth
-            there = n >= first
+            there = done + nth < last - first
             top, total, g_k, g_v, row_k, row_v = found[nth]  # type: ignore[var-annotated]
             g_k, g_v = g_k.to(tl.float32), g_v.to(tl.float32)
             own = tl.sum(g_k * row_k.to(tl.float32) + g_v * row_v.to(tl.float32), 0)
-            tl.store(by_row + (n * H + head) * R + r, own, mask=there)
+            tl.store(own_at - nth * (H * R), own, mask=there)
             # Before the chunk nothing is loaded, and the sums stay.
-            decay = tl.where(there, tl.exp2((top - later_top) * TO_BASE_2) * (total / later_total), 1.0)
+            decay = tl.where(there, tl.exp2((top - later_top) * TO_BASE_2) * (total * share), 1.0)
             delta = own + decay * delta
             sum_k = g_k + decay * sum_k
             sum_v = g_v + decay * sum_v
-            later_top, later_total = top, total
+            later_top, share = top, 1.0 / total
+        mark_at -= GROUP * H * R
+        own_at -= GROUP * H * R
+        row_at -= GROUP * R * H * D
     place = (chunk.to(tl.int64) * H + head) * R + r
     tl.store(carries + place * D + d, sum_k, mask=live)
     tl.store(carries + stride_carries + place * D + d, sum_v, mask=live)

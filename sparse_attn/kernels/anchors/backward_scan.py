@@ -42,33 +42,37 @@ def backward_scan_kernel(
     d_weights = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
 
     end = last.to(tl.int64)
-    marks += (sequence * H + head) * R + r
-    later_top = tl.load(marks + end * (H * R), mask=here, other=0.0)
-    share = 1.0 / tl.load(marks + stride_marks + end * (H * R), mask=here, other=1.0)
+    mark_at = marks + ((sequence + end) * H + head) * R + r
+    later_top = tl.load(mark_at, mask=here, other=0.0)
+    share = 1.0 / tl.load(mark_at + stride_marks, mask=here, other=1.0)
     place = (chunk.to(tl.int64) * H + head) * R + r
     at_carry = place[:, None] * D + d[None, :]
     carry_k = tl.load(carries + at_carry, mask=inside, other=0.0)
     carry_v = tl.load(carries + stride_carries + at_carry, mask=inside, other=0.0)
     carry_c = tl.load(carried_deltas + place, mask=here, other=0.0)
     parts += tile.to(tl.int64) * stride_tile
-    for back in tl.range(0, last - first):
-        n = end - 1 - back
-        block = n * H + head
-        logit = tl.load(logits + block * R + r, mask=here, other=float("-inf"))
-        top = tl.load(marks + n * (H * R), mask=here, other=0.0)
-        total = tl.load(marks + stride_marks + n * (H * R), mask=here, other=1.0)
-        own = tl.load(by_row + block * R + r, mask=here, other=0.0)
-        key = tl.load(pooled + block * D + d, mask=live, other=0.0).to(tl.float32)
-        value = tl.load(pooled + stride_pooled + block * D + d, mask=live, other=0.0).to(tl.float32)
-        at_row = ((n * R + r) * H + head)[:, None] * D + d[None, :]
-        g_k = tl.load(d_keys + at_row, mask=inside, other=0.0)
-        g_v = tl.load(d_values + at_row, mask=inside, other=0.0)
+    block_at = (end * H + head) * R + r
+    element_at = (end * H + head) * D + d
+    row_at = ((end * R + r) * H + head)[:, None] * D + d[None, :]
+    for _ in tl.range(0, last - first):
+        mark_at -= H * R
+        block_at -= H * R
+        element_at -= H * D
+        row_at -= R * H * D
+        logit = tl.load(logits + block_at, mask=here, other=float("-inf"))
+        top = tl.load(mark_at, mask=here, other=0.0)
+        total = tl.load(mark_at + stride_marks, mask=here, other=1.0)
+        own = tl.load(by_row + block_at, mask=here, other=0.0)
+        key = tl.load(pooled + element_at, mask=live, other=0.0).to(tl.float32)
+        value = tl.load(pooled + stride_pooled + element_at, mask=live, other=0.0).to(tl.float32)
+        g_k = tl.load(d_keys + row_at, mask=inside, other=0.0)
+        g_v = tl.load(d_values + row_at, mask=inside, other=0.0)
 
         weight = tl.exp2((logit - later_top) * TO_BASE_2) * share
         d_logit = weight * (tl.sum(carry_k * key[None, :] + carry_v * value[None, :], 1) - carry_c)
         d_key = tl.sum(weight[:, None] * carry_k + d_logit[:, None] * weights_q, 0)
-        tl.store(parts + block * D + d, d_key, mask=live)
-        tl.store(parts + stride_parts + block * D + d, tl.sum(weight[:, None] * carry_v, 0), mask=live)
+        tl.store(parts + element_at, d_key, mask=live)
+        tl.store(parts + stride_parts + element_at, tl.sum(weight[:, None] * carry_v, 0), mask=live)
         d_weights += d_logit[:, None] * key[None, :]
 
         decay = tl.exp2((top - later_top) * TO_BASE_2) * (total * share)

@@ -58,7 +58,7 @@ def find_blocks(
 def scan_step(logit, element, state, row_at, mark_at, side, live):
     """The row before a block, and the state after it."""
     top, total, sums = state
-    root = tl.rsqrt(total)  # one instruction; a division is eight
+    root = tl.rsqrt(total)  # two instructions; a division is eight
     tl.store(row_at, (sums * (root * root)).to(row_at.dtype.element_ty), mask=live)
     tl.store(mark_at, tl.where(side == 0, top, total))
     new_top = tl.maximum(top, logit)
