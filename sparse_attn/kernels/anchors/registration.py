@@ -77,7 +77,7 @@ class _FusedAnchors(torch.autograd.Function):
         k, v, queries, pooling, pooled, logits, log_sums, summaries, marks, *state = ctx.saved_tensors
         before = State(*state)
         d_rows = (_dense(d_rows_k, summaries[0]), _dense(d_rows_v, summaries[0]))
-        d_after = None
+        d_after: Any = None
         if any(x is not None for x in d_states):
             shapes = [x.transpose(1, 2).shape for x in (before.top, before.key_sums, before.value_sums)]
             d_after = tuple(
