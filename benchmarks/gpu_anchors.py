@@ -141,18 +141,21 @@ def step_of(run: Callable[[], Any], leaves: list[Any]) -> Callable[[], Any]:
 
 
 def measure(runs: list[Callable[[], Any]], rounds: int) -> list[list[float]]:
-    """Milliseconds of each run in each round, the median of a few calls that find nothing in the cache."""
+    """Milliseconds of each run in each round, the median of a few calls that find nothing of theirs in the cache.
+
+    What fills the cache is read, not written: to write it back would cost whoever reads from memory first.
+    """
     for run in runs:
         for _ in range(WARM_UP):
             run()
-    nothing = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
+    other = torch.zeros(64 << 20, dtype=torch.int32, device="cuda")
     times: list[list[float]] = [[] for _ in runs]
     for nth in range(rounds):
         order = [(nth + at) % len(runs) for at in range(len(runs))]
         events = {at: [(_event(), _event()) for _ in range(CALLS)] for at in order}
         for at in order:
             for start, stop in events[at]:
-                nothing.zero_()
+                other.max()
                 start.record()
                 runs[at]()
                 stop.record()

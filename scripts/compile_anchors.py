@@ -41,7 +41,7 @@ def recipe(name: str, head_dim: int, element: str, packed: bool, parts: str) -> 
         "R": 64, "D": head_dim, "H": 8, "BLOCK_R": rows, "BLOCK_D": padded_head_dim(head_dim), "BLOCK_T": tokens,
         "TILES": 64 // backward_scan.backward_scan_rows(64), "LEARNED": learned, "INITIAL": not learned, "AFTER": learned,
         "GIVEN": True, "PACKED": packed, "CHUNK": spans.CHUNK,
-        "GROUP": scan.GROUP if name == "scan" else backward_chunks.GROUP,
+        "GROUP": {"scan": scan.GROUP, "backward_carry": backward_chunks.FAR}.get(name, backward_chunks.GROUP),
     }  # fmt: skip
     types = {}
     for argument in kernel.arg_names:

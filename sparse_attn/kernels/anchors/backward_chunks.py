@@ -19,7 +19,8 @@ from ..attention.tiles import padded_head_dim
 from .scan import TO_BASE_2, State, walk
 from .spans import Spans
 
-GROUP = 8  # blocks, or chunks, whose loads are under way at once
+GROUP = 4  # blocks whose loads are under way at once
+FAR = 8  # chunks likewise
 
 
 class Carries(NamedTuple):
@@ -48,7 +49,7 @@ def chunk_span(chunk, chunks, n_rows, n_chunks, CHUNK: tl.constexpr, PACKED: tl.
         return sequence, first, tl.minimum(first + CHUNK, sequence * n_rows + n_rows)
 
 
-@triton.jit(do_not_specialize=["n_rows", "n_chunks", "stride_side"])
+@triton.jit(do_not_specialize=["n_rows", "n_chunks"])
 def backward_chunks_kernel(
     summaries, d_keys, d_values, marks, by_row, carries, carried_deltas, chunks,
     stride_side, stride_marks, stride_carries, n_rows, n_chunks,
@@ -213,6 +214,6 @@ def backward_chunks(
             spans.rows, spans.sequence_chunks,
             marks.stride(0), sums.stride(0), *before.key_sums.stride(), *before.value_sums.stride(), n_rows,
             spans.chunks_a_sequence,
-            **constants, INITIAL=before.total is None, AFTER=d_after is not None, GROUP=GROUP, num_warps=1,
+            **constants, INITIAL=before.total is None, AFTER=d_after is not None, GROUP=FAR, num_warps=1,
         )  # fmt: skip
     return Carries(sums, deltas, by_row, first.transpose(1, 2), tuple(x.transpose(1, 2) for x in d_sums))

@@ -19,7 +19,7 @@ from .scan import TO_BASE_2
 from .spans import Spans
 
 
-@triton.jit(do_not_specialize=["n_keys", "n_rows", "stride_pooled", "stride_parts", "stride_tile"])
+@triton.jit(do_not_specialize=["n_keys", "n_rows"])
 def backward_pool_kernel(
     k, v, pooling, pooled, log_sums, parts, given_k, given_v, dk, dv, d_pooling, tokens,
     stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,

@@ -19,7 +19,7 @@ from .scan import TO_BASE_2
 from .spans import Spans
 
 
-@triton.jit(do_not_specialize=["n_rows", "n_chunks", "stride_pooled", "stride_parts", "stride_tile"])
+@triton.jit(do_not_specialize=["n_rows", "n_chunks"])
 def backward_scan_kernel(
     pooled, logits, queries, marks, by_row, carries, carried_deltas, d_keys, d_values, parts, d_queries, chunks,
     stride_pooled, stride_marks, stride_carries, stride_parts, stride_tile, n_rows, n_chunks, scale,

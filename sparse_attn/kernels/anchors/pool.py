@@ -29,7 +29,7 @@ def block_span(row, tokens, n_keys, n_rows, block, PACKED: tl.constexpr):
     return row // n_rows, start, stop
 
 
-@triton.jit(do_not_specialize=["n_keys", "n_rows", "stride_side"])
+@triton.jit(do_not_specialize=["n_keys", "n_rows"])
 def pool_kernel(
     k, v, pooling, queries, pooled, logits, log_sums, tokens,
     stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh, stride_side,

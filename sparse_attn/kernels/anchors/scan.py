@@ -67,7 +67,7 @@ def scan_step(logit, element, state, row_at, mark_at, side, live):
     return new_top, total * decay + weight, sums * decay + weight * element.to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["n_rows", "stride_side"])
+@triton.jit(do_not_specialize=["n_rows"])
 def scan_kernel(
     pooled, logits, top_before, total_before, keys_before, values_before, summaries, marks, top_after, total_after,
     sums_after, rows,

@@ -9,7 +9,7 @@ from .backward_keys import key_gradient_step
 from .blocks import document_bounds, head_pointer, load_rows, load_tile
 from .geometry import Geometry
 from .launch import Gradients, Inputs, lengths_of
-from .tiles import LOG2_E, Capability, backward_keys_tile, can_use_tma, padded_head_dim, precision, tile_source
+from .tiles import LOG2_E, Capability, backward_extra_tile, can_use_tma, padded_head_dim, precision, tile_source
 
 
 @triton.jit
@@ -107,7 +107,7 @@ def backward_extra(
         return d_keys.zero_(), d_values.zero_()
     batch, n_queries, n_heads, head_dim = q.shape
     n_kv_heads = keys.shape[2]
-    tile = backward_keys_tile(capability, head_dim, q.dtype)
+    tile = backward_extra_tile(capability, head_dim, q.dtype)
     use_tma = can_use_tma(capability, where, where.main, q, d_out)
     n_extra = keys.shape[1] // where.anchors.extra_keys
     parts = -(-where.anchors.extra_keys // tile.n)
