@@ -31,7 +31,7 @@ def recipe(name: str, head_dim: int, element: str, packed: bool, parts: str) -> 
     from sparse_attn.kernels.attention.tiles import padded_head_dim
 
     learned = parts == "union"
-    rows = {"pool": 16, "backward_scan": backward_scan.backward_scan_rows(64)}.get(name, 0)
+    rows = {"pool": 16, "backward_scan": backward_scan.backward_scan_rows(64, head_dim)}.get(name, 0)
     tokens = (
         backward_pool.tokens_a_tile(128, head_dim) if name == "backward_pool" else pool.tokens_a_tile(128, head_dim)
     )
@@ -39,7 +39,7 @@ def recipe(name: str, head_dim: int, element: str, packed: bool, parts: str) -> 
     kernel = getattr(importlib.import_module(f"sparse_attn.kernels.anchors.{file}"), f"{name}_kernel")
     constants = {
         "R": 64, "D": head_dim, "H": 8, "BLOCK_R": rows, "BLOCK_D": padded_head_dim(head_dim), "BLOCK_T": tokens,
-        "TILES": 64 // backward_scan.backward_scan_rows(64), "LEARNED": learned, "INITIAL": not learned, "AFTER": learned,
+        "TILES": 64 // backward_scan.backward_scan_rows(64, head_dim), "LEARNED": learned, "INITIAL": not learned, "AFTER": learned,
         "GIVEN": True, "PACKED": packed, "CHUNK": spans.CHUNK,
         "GROUP": {"scan": scan.GROUP, "backward_carry": backward_chunks.FAR}.get(name, backward_chunks.GROUP),
     }  # fmt: skip

@@ -115,6 +115,7 @@ def compile_variant(variant: Variant, registers: bool = False) -> tuple[int, str
             or (
                 (name.startswith("stride") or name in ("left", "right", "offset", "span"))
                 and signature[name] != "constexpr"
+                and not kernel.params[index].do_not_specialize  # a launch does not know these to be multiples either
             )
         },
     )

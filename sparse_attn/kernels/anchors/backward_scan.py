@@ -98,7 +98,7 @@ def backward_scan(
     part for each chunk, ``[chunks, Hkv, R, D]``; float32."""
     _, batch, n_rows, heads, d = pooled.shape
     r = logits.shape[-1]
-    block_r = backward_scan_rows(r)
+    block_r = backward_scan_rows(r, d)
     tiles = -(-r // block_r)
     parts = logits.new_empty(2, tiles, batch, n_rows, heads, d)
     d_queries = logits.new_empty(spans.n_chunks, heads, r, d)
@@ -113,6 +113,6 @@ def backward_scan(
     return parts, d_queries
 
 
-def backward_scan_rows(r: int) -> int:
-    """Queries of a program: of 64, 8 programs a head and chunk."""
-    return min(8, triton.next_power_of_2(r))
+def backward_scan_rows(r: int, head_dim: int) -> int:
+    """Queries of a program, 1,024 numbers of each tile at most: of 64 and head dim 128, 8 programs a head and chunk."""
+    return min(8, 1024 // padded_head_dim(head_dim), triton.next_power_of_2(r))
