@@ -38,8 +38,11 @@ def compiled(kernel_name: str, head_dim: int, element: str, dtype: str, packed: 
     name = kernel_name.removeprefix("hopper_").removesuffix("_apart").replace("values_wide", "keys_wide")
     module = importlib.import_module(f"sparse_attn.kernels.attention.hopper.{name}")
     kernel = getattr(module, f"{name}_kernel")
-    anchors = SimpleNamespace(extra_keys=64) if union else None
-    where = SimpleNamespace(chunks=int(union), packed=packed, columns=int(union), causal=not packed, anchors=anchors)
+    anchors = SimpleNamespace(extra_keys=64, block=128) if union else None
+    documents = [SimpleNamespace(first_position=0)]
+    where = SimpleNamespace(
+        chunks=int(union), packed=packed, columns=int(union), causal=not packed, anchors=anchors, documents=documents
+    )
     further = {"backward_columns": kernel_name.endswith("_apart"), "backward_keys_wide": "values" in kernel_name}
     own = (further[name],) if name in further else ()
     constants = getattr(module, f"{name}_constants")(where, 4, head_dim, *own)

@@ -115,6 +115,7 @@ def compile_variant(variant: Variant, registers: bool = False) -> tuple[int, str
             or (
                 (name.startswith("stride") or name in ("left", "right", "offset", "span"))
                 and signature[name] != "constexpr"
+                and not kernel.params[index].do_not_specialize  # a launch does not know these to be multiples either
             )
         },
     )
@@ -157,7 +158,7 @@ def _recipe(variant: Variant) -> compile_selected.Recipe:
     module = importlib.import_module(f"sparse_attn.kernels.attention.{variant.kernel}")
     kernel = getattr(module, f"{variant.kernel}_kernel")
     no_tile = dict.fromkeys(("backward_rows", "column_sums"), lambda *_: tiles.Tile(64, 64, 4, 1))
-    named = no_tile | {"backward_extra": tiles.backward_keys_tile}
+    named = no_tile | {"backward_extra": tiles.backward_extra_tile}
     choose = named.get(variant.kernel) or getattr(tiles, f"{variant.kernel}_tile")
     walked = ({"window": 2048, "union": 0}.get(variant.parts, tiles.FAR),)
     by_pattern = variant.kernel in ("forward", "backward_queries")

@@ -59,6 +59,11 @@ class AnchorWeights(NamedTuple):
         k, v = (total[..., None] * x.transpose(0, 1).to(wide) for x in (self.initial_k, self.initial_v))
         return AnchorState(top, total, k, v)
 
+    @property
+    def element(self) -> tuple[Tensor, None, Tensor, Tensor]:
+        """The same state as the kernels read it where it lies: a total of 1, and a logit with its gradient."""
+        return self.initial_logit.t(), None, self.initial_k.transpose(0, 1), self.initial_v.transpose(0, 1)
+
 
 class Anchored(NamedTuple):
     """What `read_anchors` gives.
@@ -184,7 +189,7 @@ def anchor_scan(
         return _fused(pooled_k, pooled_v, queries, None, initial, 1, causal, scale, bounds)[2:]
     packed, lead = bounds is not None, pooled_k.shape[:-3]
     n_states = lead.numel() if bounds is None else len(bounds) - 1
-    states = _expanded(initial, n_states, queries)
+    states = AnchorState(*_expanded(initial, n_states, queries))
     by_row = queries.transpose(0, 1).to(states.total.dtype) * (queries.shape[-1] ** -0.5 if scale is None else scale)
     k, v = (x.reshape(1 if packed else n_states, *x.shape[-3:]) for x in (pooled_k, pooled_v))
     found: list[tuple[Any, Any, Any]] = []
@@ -250,12 +255,12 @@ def read_anchors(
     """
     check_keys(k, v, block)
     bounds = None if cu_seqlens is None else document_bounds(cu_seqlens, k.shape[-3])
-    initial = weights.initial if initial is None else initial
     if _serves(implementation, k):
         _check_pooling(weights.pooling, k)
         _check_scan(weights.queries, k, v)
-        found = _fused(k, v, weights.queries, weights.pooling, initial, block, causal, None, bounds)
-        return Anchored(*found)
+        start = weights.element if initial is None else initial
+        return Anchored(*_fused(k, v, weights.queries, weights.pooling, start, block, causal, None, bounds))
+    initial = weights.initial if initial is None else initial
     pooled_k, pooled_v = pool_blocks(k, v, block, query=weights.pooling, cu_seqlens=bounds)
     rows = None if bounds is None else row_bounds(bounds, block)
     scanned = anchor_scan(
@@ -276,7 +281,7 @@ def _fused(
     v: Tensor,
     queries: Tensor,
     pooling: Tensor | None,
-    initial: AnchorState,
+    initial: AnchorState | tuple[Tensor, None, Tensor, Tensor],
     block: int,
     causal: bool,
     scale: float | None,
@@ -291,10 +296,9 @@ def _fused(
 
     lead = k.shape[:-3]
     count = lead.numel() if bounds is None else len(bounds) - 1
-    states = _expanded(initial, count, queries)
     whole_k, whole_v = (x.reshape(lead.numel(), *x.shape[-3:]) for x in (k, v))
     through_k, through_v, rows_k, rows_v, *after = fused_anchors(
-        whole_k, whole_v, queries, pooling, (states.top, states.total, states.key_sums, states.value_sums),
+        whole_k, whole_v, queries, pooling, _expanded(initial, count, queries),
         block=block, scale=k.shape[-1] ** -0.5 if scale is None else scale,
         cu_seqlens=None if bounds is None else tuple(bounds),
     )  # fmt: skip
@@ -329,12 +333,17 @@ def _serves(implementation: str | None, k: Tensor) -> bool:
     return implementation == "triton"
 
 
-def _expanded(state: AnchorState, count: int, queries: Tensor) -> AnchorState:
+def _expanded(
+    state: AnchorState | tuple[Tensor, None, Tensor, Tensor], count: int, queries: Tensor
+) -> tuple[Tensor, Any, Tensor, Tensor]:
     """The state for each example or document."""
     heads, r, d = queries.shape
     shapes = ((r, heads), (r, heads), (r, heads, d), (r, heads, d))
-    found = []
+    found: list[Any] = []
     for name, tensor, shape in zip(AnchorState._fields, state, shapes, strict=True):
+        if tensor is None:
+            found.append(None)
+            continue
         lead = tensor.shape[: tensor.dim() - len(shape)]
         if tuple(tensor.shape[len(lead) :]) != shape or lead.numel() not in (1, count):
             raise ValueError(
@@ -342,7 +351,7 @@ def _expanded(state: AnchorState, count: int, queries: Tensor) -> AnchorState:
                 f"{tuple(tensor.shape)}"
             )
         found.append(tensor.reshape(-1, *shape).expand(count, *shape))
-    return AnchorState(*found)
+    return found[0], found[1], found[2], found[3]
 
 
 def check_keys(k: Tensor, v: Tensor, block: int) -> None:

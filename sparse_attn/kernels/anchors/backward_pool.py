@@ -14,11 +14,12 @@ from torch import Tensor
 
 from ..attention.blocks import head_pointer, load_rows
 from ..attention.tiles import padded_head_dim
-from .pool import block_span, tokens_a_tile
+from .pool import block_span
+from .scan import TO_BASE_2
 from .spans import Spans
 
 
-@triton.jit(do_not_specialize=["n_keys", "n_rows", "stride_pooled", "stride_parts", "stride_tile"])
+@triton.jit(do_not_specialize=["n_keys", "n_rows"])
 def backward_pool_kernel(
     k, v, pooling, pooled, log_sums, parts, given_k, given_v, dk, dv, d_pooling, tokens,
     stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
@@ -57,7 +58,7 @@ def backward_pool_kernel(
             values = head_pointer(v, batch, head, stride_vb, stride_vh, False)
             k_tile = load_rows(keys, at + t, inside, stride_kt, D, BLOCK_D).to(tl.float32)
             v_tile = load_rows(values, at + t, inside, stride_vt, D, BLOCK_D).to(tl.float32)
-            weight = tl.where(inside, tl.exp(tl.sum(k_tile * query[None, :], 1) - log_sum), 0.0)
+            weight = tl.where(inside, tl.exp2(tl.sum(k_tile * query[None, :], 1) * TO_BASE_2 - log_sum), 0.0)
             d_logit = weight * (tl.sum(k_tile * g_k[None, :] + v_tile * g_v[None, :], 1) - delta)
             sum_q += tl.sum(d_logit[:, None] * k_tile, 0)
             own_k = weight[:, None] * g_k[None, :] + d_logit[:, None] * query[None, :]
@@ -103,7 +104,12 @@ def backward_pool(
             *(dk if given_k is None else given_k).stride()[:3], *(dv if given_v is None else given_v).stride()[:3],
             *dk.stride()[:3], pooled.stride(0), parts.stride(0), parts.stride(1),
             n_keys, spans.n_rows, heads, spans.block, scale,
-            TILES=parts.shape[1], D=d, BLOCK_D=padded_head_dim(d), BLOCK_T=max(tokens_a_tile(spans.block, d) // 2, 1),
+            TILES=parts.shape[1], D=d, BLOCK_D=padded_head_dim(d), BLOCK_T=tokens_a_tile(spans.block, d),
             LEARNED=pooling is not None, GIVEN=given is not None, PACKED=spans.packed, num_warps=4,
         )  # fmt: skip
     return dk, dv, d_pooling
+
+
+def tokens_a_tile(block: int, head_dim: int) -> int:
+    """Tokens that a program of four warps takes at a time: 4,096 numbers of k and as many of v."""
+    return max(1, min(triton.next_power_of_2(block) // 2, 4096 // padded_head_dim(head_dim)))

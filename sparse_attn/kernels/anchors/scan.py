@@ -2,9 +2,10 @@
 
     row n = sums / total;   top' = max(top, l_n);   x' = exp(top - top') x + exp(l_n - top') u_n   for x = total and sums
 
-A program keeps [BLOCK_R, BLOCK_D] sums of keys or of values of one head in registers and walks along all blocks of one
-sequence, GROUP loads at a time. Every number goes through the same steps wherever a walk begins: whole sequences,
-chunks and single blocks give the same bits. Memory bounds it, if enough programs walk side by side.
+A program of one warp keeps one row's sums of keys, or of values, and walks along all blocks of one sequence. Tensors of
+one axis alone, so that no number changes threads between a load and a store. Every number goes through the same steps
+wherever a walk begins: whole sequences, chunks and single blocks give the same bits. What is written bounds it, if enough
+programs walk side by side: of 64 rows and 8 heads, 1,024.
 """
 
 from typing import NamedTuple
@@ -14,18 +15,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..attention.tiles import padded_head_dim
+from ..attention.tiles import LOG2_E, padded_head_dim
 from .spans import Spans
 
-GROUP = 8  # blocks whose loads are under way at once
+GROUP = 16  # blocks whose loads are under way while as many before them are worked on
+TO_BASE_2 = tl.constexpr(LOG2_E)
 
 
 class State(NamedTuple):
-    """Of each sequence: ``[sequences, R, Hkv]`` twice, and key and value sums ``[2, sequences, R, Hkv, D]``; float32."""
+    """Before or after a sequence's blocks, at whatever strides: ``[sequences, R, Hkv]`` twice, then ``[sequences, R, Hkv,
+    D]`` twice. A total of None is 1: the state is one element, its logit `top`."""
 
     top: Tensor
-    total: Tensor
-    sums: Tensor
+    total: Tensor | None
+    key_sums: Tensor
+    value_sums: Tensor
 
 
 @triton.jit
@@ -37,87 +41,113 @@ def walk(sequence, rows, n_rows, PACKED: tl.constexpr):
         return sequence * n_rows, sequence * n_rows + n_rows
 
 
-@triton.jit(do_not_specialize=["n_rows", "stride_pooled", "stride_side"])
+@triton.jit
+def find_blocks(
+    logit_at, element_at, there, live, H: tl.constexpr, R: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr
+):
+    """Logits and elements of the blocks from here on; their loads do not wait for each other."""
+    found = ()
+    for nth in tl.static_range(GROUP):
+        logit = tl.load(logit_at + nth * (H * R), mask=there, other=0.0)
+        element = tl.load(element_at + nth * (H * D), mask=live & there, other=0.0)
+        found = found + ((logit, element),)  # type: ignore[assignment]  # noqa: RUF005  # Triton's tuples know + only
+    return found
+
+
+@triton.jit
+def scan_step(logit, element, state, row_at, mark_at, side, live):
+    """The row before a block, and the state after it."""
+    top, total, sums = state
+    root = tl.rsqrt(total)  # two instructions; a division is eight
+    tl.store(row_at, (sums * (root * root)).to(row_at.dtype.element_ty), mask=live)
+    tl.store(mark_at, tl.where(side == 0, top, total))
+    new_top = tl.maximum(top, logit)
+    decay = tl.exp2((top - new_top) * TO_BASE_2)
+    weight = tl.exp2((logit - new_top) * TO_BASE_2)
+    return new_top, total * decay + weight, sums * decay + weight * element.to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["n_rows"])
 def scan_kernel(
-    pooled, logits, top_before, total_before, sums_before, summaries, log_totals, top_after, total_after, sums_after, rows,
-    stride_pooled, stride_side, stride_state, n_rows, n_heads,
-    R: tl.constexpr, D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, PACKED: tl.constexpr,
+    pooled, logits, top_before, total_before, keys_before, values_before, summaries, marks, top_after, total_after,
+    sums_after, rows,
+    stride_pooled, stride_side, stride_marks, stride_after, stride_ts, stride_tr, stride_th, stride_ns, stride_nr, stride_nh,
+    stride_ks, stride_kr, stride_kh, stride_kd, stride_vs, stride_vr, stride_vh, stride_vd, n_rows,
+    H: tl.constexpr, R: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, INITIAL: tl.constexpr, PACKED: tl.constexpr,
     GROUP: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
-    tiles_d: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
-    tiles_r: tl.constexpr = (R + BLOCK_R - 1) // BLOCK_R
-    d = program % tiles_d * BLOCK_D + tl.arange(0, BLOCK_D)
-    side = program // tiles_d % 2
-    r = program // tiles_d // 2 % tiles_r * BLOCK_R + tl.arange(0, BLOCK_R)
-    head = program // tiles_d // 2 // tiles_r % n_heads
-    sequence = program // tiles_d // 2 // tiles_r // n_heads
+    side = program % 2
+    r = program // 2 % R
+    head = program // 2 // R % H
+    sequence = program // 2 // R // H
     first, last = walk(sequence, rows, n_rows, PACKED)
-    here = r < R
-    inside = here[:, None] & (d < D)[None, :]
+    d = tl.arange(0, BLOCK_D)
+    live = d < D
+    top = tl.load(top_before + sequence * stride_ts + r * stride_tr + head * stride_th).to(tl.float32)
+    total = 1.0
+    if not INITIAL:
+        total = tl.load(total_before + sequence * stride_ns + r * stride_nr + head * stride_nh)
+    if side == 0:
+        sums_at = keys_before + sequence * stride_ks + r * stride_kr + head * stride_kh + d * stride_kd
+    else:
+        sums_at = values_before + sequence * stride_vs + r * stride_vr + head * stride_vh + d * stride_vd
+    state = (top, total, tl.load(sums_at, mask=live, other=0.0).to(tl.float32))
+
     wide_side = side.to(tl.int64)
-    pooled += wide_side * stride_pooled
-    summaries += wide_side * stride_side
-
-    state = (sequence * R + r) * n_heads + head
-    top = tl.load(top_before + state, mask=here, other=0.0)
-    total = tl.load(total_before + state, mask=here, other=1.0)
-    sums_at = wide_side * stride_state + state[:, None] * D + d[None, :]
-    sums = tl.load(sums_before + sums_at, mask=inside, other=0.0)
-    first_of_row = program % (2 * tiles_d) == 0
-    writes_totals = here & first_of_row
     begin = first.to(tl.int64)
-    for ahead in tl.range(0, last - first, GROUP):
-        # All loads of a group of blocks first: a load takes as long as ten steps.
-        found_logits = ()
-        found_elements = ()
+    logit_at = logits + (begin * H + head) * R + r
+    element_at = pooled + wide_side * stride_pooled + (begin * H + head) * D + d
+    row_at = summaries + wide_side * stride_side + ((begin * R + r) * H + head) * D + d
+    mark_at = marks + wide_side * stride_marks + ((begin + sequence) * H + head) * R + r
+    grouped = (last - first) // GROUP * GROUP
+    ahead = find_blocks(logit_at, element_at, grouped > 0, live, H, R, D, GROUP)
+    for done in tl.range(0, grouped, GROUP):
+        found = ahead
+        logit_at += GROUP * H * R
+        element_at += GROUP * H * D
+        ahead = find_blocks(logit_at, element_at, done + GROUP < grouped, live, H, R, D, GROUP)
         for nth in tl.static_range(GROUP):
-            block = (begin + ahead + nth) * n_heads + head
-            there = begin + ahead + nth < last
-            found_logits = found_logits + (tl.load(logits + block * R + r, mask=here & there, other=0.0),)  # type: ignore[assignment]  # noqa: RUF005
-            found_elements = found_elements + (tl.load(pooled + block * D + d, mask=(d < D) & there, other=0.0),)  # type: ignore[assignment]  # noqa: RUF005
-        for nth in tl.static_range(GROUP):
-            n = begin + ahead + nth
-            there = n < last
-            at = ((n * R + r) * n_heads + head)[:, None] * D + d[None, :]
-            share = 1.0 / total
-            tl.store(summaries + at, (sums * share[:, None]).to(summaries.dtype.element_ty), mask=inside & there)
-            if first_of_row:
-                at_totals = log_totals + (n * n_heads + head) * R + r
-                tl.store(at_totals, top + tl.log(total), mask=here & there)
-            # Behind the last block the logit is -inf, and the state stays.
-            logit = tl.where(there, found_logits[nth], float("-inf"))
-            new_top = tl.maximum(top, logit)
-            decay = tl.exp(top - new_top)
-            weight = tl.exp(logit - new_top)
-            total = total * decay + weight
-            sums = sums * decay[:, None] + weight[:, None] * found_elements[nth].to(tl.float32)[None, :]
-            top = new_top
+            state = scan_step(
+                found[nth][0], found[nth][1], state, row_at + nth * (R * H * D), mark_at + nth * (H * R), side, live
+            )  # fmt: skip
+        row_at += GROUP * R * H * D
+        mark_at += GROUP * H * R
+    for _ in tl.range(grouped, last - first):
+        element = tl.load(element_at, mask=live, other=0.0)
+        state = scan_step(tl.load(logit_at), element, state, row_at, mark_at, side, live)
+        logit_at += H * R
+        element_at += H * D
+        row_at += R * H * D
+        mark_at += H * R
 
-    tl.store(top_after + state, top, mask=writes_totals)
-    tl.store(total_after + state, total, mask=writes_totals)
-    tl.store(sums_after + sums_at, sums, mask=inside)
+    top, total, sums = state
+    after = (sequence * H + head) * R + r
+    tl.store(mark_at, tl.where(side == 0, top, total))
+    if side == 0:
+        tl.store(top_after + after, top)
+        tl.store(total_after + after, total)
+    tl.store(sums_after + wide_side * stride_after + after * D + d, sums, mask=live)
 
 
 def scan(pooled: Tensor, logits: Tensor, before: State, spans: Spans) -> tuple[Tensor, Tensor, State]:
-    """Summaries ``[2, B, N, R, Hkv, D]`` in the dtype of `pooled`, logs of their totals ``[B, N, Hkv, R]``, and the state
-    after the last block."""
+    """Summaries ``[2, B, N, R, Hkv, D]`` in the dtype of `pooled`; top and total before each block and after each
+    sequence's last, ``[2, rows + sequences, Hkv, R]``; and the state after the last block."""
     _, batch, n_rows, heads, d = pooled.shape
     r = logits.shape[-1]
     summaries = torch.empty(2, batch, n_rows, r, heads, d, dtype=pooled.dtype, device=pooled.device)
-    log_totals = torch.empty_like(logits)
-    after = State(*(torch.empty_like(x) for x in before))
-    block_r, block_d = scan_tile(r, d)
-    tiles = -(-r // block_r) * -(-d // block_d)
+    marks = logits.new_empty(2, batch * n_rows + spans.sequences, heads, r)
+    top, total = logits.new_empty(2, spans.sequences, heads, r)
+    sums = logits.new_empty(2, spans.sequences, heads, r, d)
+    total_before = before.top if before.total is None else before.total
     if spans.sequences:
-        scan_kernel[(spans.sequences * heads * tiles * 2,)](
-            pooled, logits, *before, summaries, log_totals, *after, spans.rows,
-            pooled.stride(0), summaries.stride(0), before.sums.stride(0), n_rows, heads,
-            R=r, D=d, BLOCK_R=block_r, BLOCK_D=block_d, PACKED=spans.packed, GROUP=GROUP, num_warps=1,
+        scan_kernel[(spans.sequences * heads * r * 2,)](
+            pooled, logits, before.top, before.total, before.key_sums, before.value_sums, summaries, marks, top, total,
+            sums, spans.rows,
+            pooled.stride(0), summaries.stride(0), marks.stride(0), sums.stride(0), *before.top.stride(),
+            *total_before.stride(), *before.key_sums.stride(), *before.value_sums.stride(), n_rows,
+            H=heads, R=r, D=d, BLOCK_D=padded_head_dim(d), INITIAL=before.total is None, PACKED=spans.packed,
+            GROUP=GROUP, num_warps=1,
         )  # fmt: skip
-    return summaries, log_totals, after
-
-
-def scan_tile(r: int, head_dim: int) -> tuple[int, int]:
-    """Rows and numbers of a program's tile: of 64 rows and head dim 128, 64 programs a head, half of them for values."""
-    return min(4, triton.next_power_of_2(r)), min(64, padded_head_dim(head_dim))
+    after = State(*(x.transpose(1, 2) for x in (top, total, sums[0], sums[1])))
+    return summaries, marks, after

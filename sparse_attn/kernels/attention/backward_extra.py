@@ -9,7 +9,21 @@ from .backward_keys import key_gradient_step
 from .blocks import document_bounds, head_pointer, load_rows, load_tile
 from .geometry import Geometry
 from .launch import Gradients, Inputs, lengths_of
-from .tiles import LOG2_E, Capability, backward_keys_tile, can_use_tma, padded_head_dim, precision, tile_source
+from .tiles import LOG2_E, Capability, backward_extra_tile, can_use_tma, padded_head_dim, precision, tile_source
+
+
+@triton.jit
+def row_numbers(
+    lse2, delta, step, steps, batch, kv_head, begin, end, shift, stride_row, n_kv_heads,
+    GROUP: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """LSE and delta of a step's queries; behind the last step nothing is read."""
+    whole = tl.maximum(steps, 1)
+    head = kv_head * GROUP + step // whole
+    x = begin + step % whole * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = (x < end) & (step < steps * GROUP)
+    at = (batch.to(tl.int64) * n_kv_heads * GROUP + head) * stride_row + x + shift
+    return tl.load(lse2 + at, mask=inside, other=float("inf")), tl.load(delta + at, mask=inside, other=0.0)
 
 
 @triton.jit(do_not_specialize=lengths_of("backward_extra"))
@@ -46,28 +60,30 @@ def backward_extra_kernel(
     dv_acc = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     begin = tl.maximum(number * extra_block, first_query)
     end = tl.minimum(number * extra_block + extra_block, own_keys)
-    m = tl.arange(0, BLOCK_M)
-    for g in range(GROUP):
-        head = kv_head * GROUP + g
-        q_head = head_pointer(q, batch, head, stride_qb, stride_qh, USE_TMA)
-        d_head = head_pointer(d_out, batch, head, stride_db, stride_dh, USE_TMA)
-        rows_at = (batch.to(tl.int64) * n_kv_heads * GROUP + head) * stride_row
-        for start in tl.range(begin, end, BLOCK_M):
-            q_tile = load_tile(
-                q_head, batch, head, 0, start, first_query, own_keys, shift, 1, stride_qt,
-                D, BLOCK_M, BLOCK_D, USE_TMA, PACKED, False,
-            )  # fmt: skip
-            d_tile = load_tile(
-                d_head, batch, head, 0, start, first_query, own_keys, shift, 1, stride_dt,
-                D, BLOCK_M, BLOCK_D, USE_TMA, PACKED, False,
-            )  # fmt: skip
-            inside = start + m < end
-            rows = start + m + shift
-            lse_row = tl.load(lse2 + rows_at + rows, mask=inside, other=float("inf"))
-            delta_row = tl.load(delta + rows_at + rows, mask=inside, other=0.0)
-            dk_acc, dv_acc = key_gradient_step(
-                k_tile, v_tile, q_tile, d_tile, lse_row, delta_row, True, dk_acc, dv_acc, scale2, False, PRECISION
-            )
+    # One loop over heads and their queries, so that the next queries are on their way whichever head they belong to; so
+    # are their numbers, for which Triton's pipeline does nothing.
+    steps = tl.maximum(end - begin + BLOCK_M - 1, 0) // BLOCK_M
+    lse_row, delta_row = row_numbers(
+        lse2, delta, 0, steps, batch, kv_head, begin, end, shift, stride_row, n_kv_heads, GROUP, BLOCK_M
+    )
+    for step in tl.range(0, steps * GROUP):
+        head = kv_head * GROUP + step // steps
+        start = begin + step % steps * BLOCK_M
+        q_tile = load_tile(
+            head_pointer(q, batch, head, stride_qb, stride_qh, USE_TMA), batch, head, 0, start, first_query, own_keys,
+            shift, 1, stride_qt, D, BLOCK_M, BLOCK_D, USE_TMA, PACKED, False,
+        )  # fmt: skip
+        d_tile = load_tile(
+            head_pointer(d_out, batch, head, stride_db, stride_dh, USE_TMA), batch, head, 0, start, first_query, own_keys,
+            shift, 1, stride_dt, D, BLOCK_M, BLOCK_D, USE_TMA, PACKED, False,
+        )  # fmt: skip
+        later = row_numbers(
+            lse2, delta, step + 1, steps, batch, kv_head, begin, end, shift, stride_row, n_kv_heads, GROUP, BLOCK_M
+        )  # fmt: skip
+        dk_acc, dv_acc = key_gradient_step(
+            k_tile, v_tile, q_tile, d_tile, lse_row, delta_row, True, dk_acc, dv_acc, scale2, False, PRECISION
+        )
+        lse_row, delta_row = later
 
     d = tl.arange(0, BLOCK_D)
     stored = here[:, None] & (d < D)[None, :]
@@ -91,7 +107,7 @@ def backward_extra(
         return d_keys.zero_(), d_values.zero_()
     batch, n_queries, n_heads, head_dim = q.shape
     n_kv_heads = keys.shape[2]
-    tile = backward_keys_tile(capability, head_dim, q.dtype)
+    tile = backward_extra_tile(capability, head_dim, q.dtype)
     use_tma = can_use_tma(capability, where, where.main, q, d_out)
     n_extra = keys.shape[1] // where.anchors.extra_keys
     parts = -(-where.anchors.extra_keys // tile.n)

@@ -57,6 +57,12 @@ def backward_keys_tile(capability: Capability, head_dim: int, dtype: torch.dtype
     return Tile(32, 64, 4, 2) if block_d <= 64 else Tile(32, 64, 8, 1) if block_d == 128 else Tile(16, 32, 8, 1)
 
 
+def backward_extra_tile(capability: Capability, head_dim: int, dtype: torch.dtype) -> Tile:
+    """Tile of the kernel that sums extra keys' dk and dv. Reading queries bounds it: few rows at a time, more on their way."""
+    tile = backward_keys_tile(capability, head_dim, dtype)
+    return Tile(32, 64, 4, 3) if tile == (64, 64, 4, 2) else tile
+
+
 def backward_queries_tile(capability: Capability, head_dim: int, dtype: torch.dtype, walked: int = FAR) -> Tile:
     """Tile of the kernel that sums dq: m query rows walk along n keys at a time."""
     block_d = padded_head_dim(head_dim)

@@ -29,6 +29,7 @@ CASES = [
         for case in (
             Case(S=90, B=2, D=24, pooling="mean"),
             Case(S=40, causal=False, pooling="mean", B=2),
+            Case(S=70, block=2, pooling="mean", causal=False),
             Case(S=40, cu_seqlens=(0, 16, 40), causal=False),
         )
     ),
@@ -39,6 +40,7 @@ GPU_CASES = [
     Case(S=1500, block=100, D=96, dtype="bf16"),
     Case(S=1500, block=64, D=256, dtype="bf16"),
     Case(S=90, block=1, D=128, dtype="bf16", pooling="mean"),
+    Case(S=700, block=16, D=128, dtype="fp32", cu_seqlens=(0, 257, 700)),
     Case(S=1500, block=64, D=128, dtype="bf16", cu_seqlens=(0, 1, 1, 640, 700, 1500)),
 ]
 
@@ -74,6 +76,11 @@ def judge(case: Case) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_rows_and_gradients_against_the_oracle(case: Case) -> None:
     judge(case)
+
+
+def test_the_way_back_goes_chunk_by_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparse_attn.kernels.anchors.spans.CHUNK", 2)
+    judge(Case(S=20, block=3, cu_seqlens=(0, 4, 4, 20)))  # of 2, 0 and 6 blocks
 
 
 @pytest.mark.gpu

@@ -20,7 +20,7 @@ from ..geometry import Geometry
 from ..launch import Gradients, Inputs
 from ..repeated_launch import Launch, alike
 from ..tiles import LOG2_E
-from .beside import BESIDE, beside_arguments, beside_constants, beside_tensors
+from .beside import BESIDE, beside_arguments, beside_constants, beside_tensors, one_row
 from .blocks import (
     clean,
     column_runs,
@@ -47,8 +47,8 @@ def _load(
     q, d_out, k, v, column_k, column_v, extra_k, extra_v, blocks, documents, parameters, column_ranges,
     q_tiles, d_tiles, k_tiles, v_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty,
     n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block, total,
-    CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, PACKED: gl.constexpr, GROUP: gl.constexpr,
-    APART: gl.constexpr,
+    CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, ALIGNED: gl.constexpr, PACKED: gl.constexpr,
+    GROUP: gl.constexpr, APART: gl.constexpr,
 ):  # fmt: skip
     CONSUMERS: gl.constexpr = q_tiles.type.shape[0]
     ROWS: gl.constexpr = q.block_type.shape[2]
@@ -76,13 +76,20 @@ def _load(
             tma.async_copy_global_to_shared(q, [batch, head, row + ROWS * c, 0], ready, q_tiles.index(c))
             tma.async_copy_global_to_shared(d_out, [batch, head, row + ROWS * c, 0], ready, d_tiles.index(c))
         phase ^= 1
+        if ALIGNED:
+            at, _, base = extra_run(x, stop, document, documents, extra_block, EXTRA, PACKED)
+            load_keys(
+                extra_k, extra_v, batch, kv_head, base + at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty,
+                False,
+            )  # fmt: skip
+            loaded += 1
         for tile in range(ahead, tiles):
             at = k_start + begin + tile * KEYS
             load_keys(k, v, batch, kv_head, at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, False)
             loaded += 1
         loaded = load_beside(
             column_k, column_v, extra_k, extra_v, runs, documents, batch, kv_head, document, x, stop,
-            loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, extra_block, SIDES, EXTRA, PACKED,
+            loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, extra_block, SIDES, 0 if ALIGNED else EXTRA, PACKED,
             False,
         )  # fmt: skip
 
@@ -161,7 +168,8 @@ def _compute(
     dq_out, dq_rows, lse2, delta, blocks, documents, parameters, column_ranges, positions,
     n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
     total, stride_gb, stride_gt, stride_gh, stride_row, scale, scale2, c,
-    CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, PACKED: gl.constexpr, APART: gl.constexpr,
+    CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, ALIGNED: gl.constexpr, PACKED: gl.constexpr,
+    APART: gl.constexpr,
 ):  # fmt: skip
     CONSUMERS: gl.constexpr = q_tiles.type.shape[0]
     SLOTS: gl.constexpr = k_tiles.type.shape[0]
@@ -187,20 +195,31 @@ def _compute(
         low, high = interval_bounds(i, own_keys, left, right, parameters, CHUNKS)
         column, whole_columns, column_stop, behind, behind_stop = column_runs(column_ranges, block, SIDES, KEYS)
         # Tiles of columns follow at once, while the last tile's weights are still held: then none is let pass before them.
+        follow: gl.constexpr = SIDES > 0 or (EXTRA > 0 and not ALIGNED)
         first_tile, uncut, cut, end = own_tiles(
-            x, stop, own_keys, begin, tiles, left, right, parameters, CHUNKS, ROWS, KEYS, SIDES > 0 or EXTRA > 0
+            x, stop, own_keys, begin, tiles, left, right, parameters, CHUNKS, ROWS, KEYS, follow
         )
         rows_at = (batch.to(gl.int64) * n_heads + head) * stride_row + row + gl.arange(0, ROWS, row_layout)
         lse_row = gl.load(lse2 + rows_at, mask=i < stop, other=float("inf"))
         delta_row = gl.load(delta + rows_at, mask=i < stop, other=0.0)
         held = gl.zeros([ROWS, KEYS], q_tiles.dtype, gl.DotOperandLayout(0, o_layout, 2))
         dq = gl.zeros([ROWS, D], gl.float32, o_layout)
+        mbarrier.wait(q_ready.index(c), phase)
+        phase ^= 1
+        if ALIGNED:  # all of a tile of extra keys, and its product at once: tiles may be let pass behind it
+            held, dq = _step(
+                q_tile, d_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, used, used, 0, EXTRA,
+                held, dq, lse_row, delta_row, low, high, positions, scale2, "none", PACKED,
+            )  # fmt: skip
+            dq = warpgroup_mma(held, k_tiles.index(used % SLOTS), dq, is_async=True)
+            dq, held = warpgroup_mma_wait(0, deps=(dq, held))
+            mbarrier.arrive(k_empty.index(used % SLOTS))
+            used += 1
+            held = gl.zeros([ROWS, KEYS], q_tiles.dtype, gl.DotOperandLayout(0, o_layout, 2))
         for _ in range(0, first_tile):
             _skip(k_ready, k_empty, v_ready, v_empty, used)
             used += 1
         first = used
-        mbarrier.wait(q_ready.index(c), phase)
-        phase ^= 1
         for tile in range(first_tile, uncut):
             held, dq = _step(
                 q_tile, d_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, used, first, begin + tile * KEYS, own_keys,
@@ -239,7 +258,7 @@ def _compute(
                     held, dq, lse_row, delta_row, low, high, positions, scale2, "beside", PACKED,
                 )  # fmt: skip
                 used += 1
-        if EXTRA > 0:
+        if EXTRA > 0 and not ALIGNED:
             at_first, extra_stop, _ = extra_run(x_block, stop, document, documents, extra_block, EXTRA, PACKED)
             own_extra = i // extra_block * EXTRA
             for at in range(at_first, extra_stop, KEYS):
@@ -286,8 +305,8 @@ def backward_queries_kernel(
     blocks, documents, parameters, column_ranges, positions,
     n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block, total,
     stride_gb, stride_gt, stride_gh, stride_row, scale, scale2,
-    CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, PACKED: gl.constexpr, GROUP: gl.constexpr,
-    SLOTS: gl.constexpr, V_SLOTS: gl.constexpr, APART: gl.constexpr,
+    CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, ALIGNED: gl.constexpr, PACKED: gl.constexpr,
+    GROUP: gl.constexpr, SLOTS: gl.constexpr, V_SLOTS: gl.constexpr, APART: gl.constexpr,
 ):  # fmt: skip
     CONSUMERS: gl.constexpr = 2
     ROWS: gl.constexpr = q.block_type.shape[2]
@@ -305,19 +324,21 @@ def backward_queries_kernel(
             q_tiles, d_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty,
             dq_out, dq_rows, lse2, delta, blocks, documents, parameters, column_ranges, positions,
             n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
-            total, stride_gb, stride_gt, stride_gh, stride_row, scale, scale2, 0, CHUNKS, SIDES, EXTRA, PACKED, APART,
+            total, stride_gb, stride_gt, stride_gh, stride_row, scale, scale2, 0, CHUNKS, SIDES, EXTRA, ALIGNED, PACKED,
+            APART,
         )),
         (_compute, (
             q_tiles, d_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty,
             dq_out, dq_rows, lse2, delta, blocks, documents, parameters, column_ranges, positions,
             n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
-            total, stride_gb, stride_gt, stride_gh, stride_row, scale, scale2, 1, CHUNKS, SIDES, EXTRA, PACKED, APART,
+            total, stride_gb, stride_gt, stride_gh, stride_row, scale, scale2, 1, CHUNKS, SIDES, EXTRA, ALIGNED, PACKED,
+            APART,
         )),
         (_load, (
             q, d_out, k, v, column_k, column_v, extra_k, extra_v, blocks, documents, parameters, column_ranges,
             q_tiles, d_tiles, k_tiles, v_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty,
-            n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block, total, CHUNKS, SIDES, EXTRA, PACKED, GROUP,
-            APART,
+            n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block, total, CHUNKS, SIDES, EXTRA, ALIGNED,
+            PACKED, GROUP, APART,
         )),
     ], [4, 1], [240, 24])  # fmt: skip
 
@@ -358,6 +379,7 @@ def _launch(inputs: Inputs, gradients: Gradients, dq: Tensor, where: Geometry) -
 def backward_queries_constants(where: Geometry, group: int, head_dim: int) -> dict[str, Any]:
     """What the kernel is compiled for, and the number of keys of a tile."""
     slots = 2 if head_dim == 256 else 3 if where.packed and head_dim == 128 else 4
+    extra = beside_constants(where)
     return {
         "CHUNKS": where.chunks,
         "PACKED": where.packed,
@@ -366,5 +388,6 @@ def backward_queries_constants(where: Geometry, group: int, head_dim: int) -> di
         "V_SLOTS": 1 if head_dim == 256 else slots,
         "APART": head_dim < 256,
         "KEYS": 64,
-        **beside_constants(where),
+        "ALIGNED": head_dim < 256 and extra["EXTRA"] == 64 and one_row(where, 2 * ROWS),
+        **extra,
     }

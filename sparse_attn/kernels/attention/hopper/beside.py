@@ -38,3 +38,11 @@ def beside_constants(where: Geometry) -> dict[str, Any]:
     """On how many sides of the interval columns stand, and how many extra keys a block of queries has."""
     sides = (1 if where.causal else 2) if where.columns else 0
     return {"SIDES": sides, "EXTRA": where.anchors.extra_keys if where.anchors else 0}
+
+
+def one_row(where: Geometry, rows: int) -> bool:
+    """Whether every block of so many queries sees one row of extra keys, of as many as a product can be wide: a tile of them
+    hides none from any query, and can come first."""
+    if where.anchors is None or where.anchors.extra_keys not in (16, 32, 64, 128) or where.anchors.block % rows:
+        return False
+    return all(document.first_position % rows == 0 for document in where.documents)

@@ -27,7 +27,7 @@ from ..geometry import Geometry
 from ..launch import Inputs
 from ..repeated_launch import Launch, alike
 from ..tiles import LOG2_E
-from .beside import BESIDE, beside_arguments, beside_constants, beside_tensors
+from .beside import BESIDE, beside_arguments, beside_constants, beside_tensors, one_row
 from .blocks import (
     clean,
     column_runs,
@@ -61,8 +61,8 @@ SHAPES = {
 @gluon.jit
 def _load(
     sources, queries, ring, where,
-    CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, PACKED: gl.constexpr, GROUP: gl.constexpr,
-    APART: gl.constexpr,
+    CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, ALIGNED: gl.constexpr, PACKED: gl.constexpr,
+    GROUP: gl.constexpr, APART: gl.constexpr,
 ):  # fmt: skip
     q, k, v, column_k, column_v, extra_k, extra_v = sources
     q_tiles, q_ready, q_empty = queries
@@ -98,13 +98,20 @@ def _load(
             mbarrier.expect(q_ready.index(c), q.block_type.nbytes)
             tma.async_copy_global_to_shared(q, [batch, head, row + ROWS * c, 0], q_ready.index(c), q_tiles.index(c))
         phase ^= 1
+        if ALIGNED:
+            at, _, base = extra_run(x, stop, document, documents, extra_block, EXTRA, PACKED)
+            load_keys(
+                extra_k, extra_v, batch, kv_head, base + at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty,
+                TOGETHER,
+            )  # fmt: skip
+            loaded += 1
         for tile in range(ahead, tiles):
             at = k_start + begin + (tiles - 1 - tile) * KEYS
             load_keys(k, v, batch, kv_head, at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, TOGETHER)
             loaded += 1
         loaded = load_beside(
             column_k, column_v, extra_k, extra_v, runs, documents, batch, kv_head, document, x, stop,
-            loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, extra_block, SIDES, EXTRA, PACKED,
+            loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, extra_block, SIDES, 0 if ALIGNED else EXTRA, PACKED,
             TOGETHER,
         )  # fmt: skip
 
@@ -139,7 +146,8 @@ def _step(
     mbarrier.wait(v_ready.index(before), (used - 1) // SLOTS & 1)
     if CLEAN and held_keys < KEYS:
         clean(v_tiles.index(before), 0, 0, held_keys)
-    acc = warpgroup_mma(p, v_tiles.index(before), acc, is_async=True)
+    values = v_tiles.index(before) if p.shape[1] == KEYS else v_tiles.index(before).slice(0, p.shape[1])
+    acc = warpgroup_mma(p, values, acc, is_async=True)
     if TURNS:
         mbarrier.arrive(turn.index((c + 1) % CONSUMERS))
     logits = warpgroup_mma_wait(1, deps=(logits,))
@@ -147,7 +155,9 @@ def _step(
         mbarrier.arrive(k_empty.index(slot))
     logits = hide(logits, j, low, high, KIND)
     weights, fade, top = take_powers(logits, top, scale, KIND != "none")
-    total = total * gl.convert_layout(fade, gl.SliceLayout(1, total.type.layout))[:, None] + sums_by_thread(weights)
+    own = sums_by_thread(weights)
+    total = gl.convert_layout(total, own.type.layout)  # a narrow tile's has another name
+    total = total * gl.convert_layout(fade, gl.SliceLayout(1, total.type.layout))[:, None] + own
     # A second look at a barrier that has been passed ends a block of instructions: without it the compiler waits for the
     # product before it takes the powers.
     mbarrier.wait(v_ready.index(before), (used - 1) // SLOTS & 1)
@@ -179,8 +189,8 @@ def _skip(ring, turn, step, c, used, TURNS: gl.constexpr):
 @gluon.jit
 def _attend(
     queries, ring, results, where, c,
-    CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, PACKED: gl.constexpr, TURNS: gl.constexpr,
-    HELD: gl.constexpr, APART: gl.constexpr,
+    CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, ALIGNED: gl.constexpr, PACKED: gl.constexpr,
+    TURNS: gl.constexpr, HELD: gl.constexpr, APART: gl.constexpr,
 ):  # fmt: skip
     q_tiles, q_ready, q_empty = queries
     k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty = ring
@@ -200,6 +210,7 @@ def _attend(
     ELEMENT: gl.constexpr = v_tiles.dtype
     row_layout: gl.constexpr = gl.SliceLayout(1, s_layout)
     COLUMNS: gl.constexpr = "before" if SIDES == 1 else "beside"
+    FIRST: gl.constexpr = EXTRA if ALIGNED else KEYS
     out_tile = out_tiles.index(c)
     used = 0
     step = 0
@@ -223,7 +234,7 @@ def _attend(
             used += 1
             step += 1
 
-        # The last tile alone: its product has none to hide behind.
+        # The first tile alone: its product has none to hide behind. Extra keys that fill a narrow tile, or the last tile.
         mbarrier.wait(q_ready.index(c), phase)
         q_tile = q_tiles.index(c)
         if HELD:
@@ -231,24 +242,36 @@ def _attend(
             mbarrier.arrive(q_empty.index(c))
         slot = used & (SLOTS - 1)
         mbarrier.wait(k_ready.index(slot), used // SLOTS & 1)
-        blank = gl.zeros([ROWS, KEYS], gl.float32, s_layout)
-        logits = warpgroup_mma(q_tile, k_tiles.index(slot).permute((1, 0)), blank, use_acc=False, is_async=True)
+        first_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, FIRST, 16])
+        first_keys = k_tiles.index(slot) if FIRST == KEYS else k_tiles.index(slot).slice(0, FIRST)
+        blank = gl.zeros([ROWS, FIRST], gl.float32, first_layout)
+        logits = warpgroup_mma(q_tile, first_keys.permute((1, 0)), blank, use_acc=False, is_async=True)
         logits = warpgroup_mma_wait(0, deps=(logits,))
         if SLOTS == 2:
             mbarrier.arrive(k_empty.index(slot))
         start = begin + (end - 1) * KEYS
-        logits = hide(logits, place_keys(start, own_keys, positions, s_layout, KEYS, "both"), low, high, "both")
-        top = gl.full([ROWS], float("-inf"), gl.float32, row_layout)
-        weights, _, top = take_powers(logits, top, scale, True)
+        top = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, first_layout))
+        if not ALIGNED:
+            logits = hide(logits, place_keys(start, own_keys, positions, s_layout, KEYS, "both"), low, high, "both")
+        weights, _, top = take_powers(logits, top, scale, not ALIGNED)
+        top = gl.convert_layout(top, row_layout)
         total = sums_by_thread(weights)
         p = narrowed(weights, p_layout, ELEMENT)
         acc = gl.zeros([ROWS, D], gl.float32, o_layout)
-        if PACKED and start + KEYS > own_keys:  # only the last tile reaches into the next document
-            mbarrier.wait(v_ready.index(slot), used // SLOTS & 1)
-            clean(v_tiles.index(slot), start, 0, own_keys)
+        held = KEYS
         state = (p, acc, top, total)
         used += 1
-        held = KEYS
+        if ALIGNED:
+            state = _step(
+                q_tile, ring, turn, step, c, used, start, own_keys, held, state, low, high, positions, scale, "both",
+                False, TURNS,
+            )  # fmt: skip
+            used += 1
+            step += 1
+        if PACKED and start + KEYS > own_keys:  # only the last tile reaches into the next document
+            last_slot = (used - 1) & (SLOTS - 1)
+            mbarrier.wait(v_ready.index(last_slot), (used - 1) // SLOTS & 1)
+            clean(v_tiles.index(last_slot), start, 0, own_keys)
 
         for tile in range(end - 2, gl.minimum(cut, end - 1) - 1, -1):
             state = _step(
@@ -296,7 +319,7 @@ def _attend(
                 held = behind_stop - at
                 used += 1
                 step += 1
-        if EXTRA > 0:
+        if EXTRA > 0 and not ALIGNED:
             at_first, extra_stop, _ = extra_run(x_block, stop, document, documents, extra_block, EXTRA, PACKED)
             own_extra = i // extra_block * EXTRA
             for at in range(at_first, extra_stop, KEYS):
@@ -348,8 +371,8 @@ def forward_kernel(
     q, k, v, column_k, column_v, extra_k, extra_v, out, out_rows, lse,
     blocks, documents, parameters, column_ranges, positions,
     n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block, total, stride_ob, stride_ot, stride_oh, scale,
-    CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, PACKED: gl.constexpr, GROUP: gl.constexpr,
-    SLOTS: gl.constexpr, TURNS: gl.constexpr, CONSUMERS: gl.constexpr, HELD: gl.constexpr, APART: gl.constexpr,
+    CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, ALIGNED: gl.constexpr, PACKED: gl.constexpr,
+    GROUP: gl.constexpr, SLOTS: gl.constexpr, TURNS: gl.constexpr, CONSUMERS: gl.constexpr, HELD: gl.constexpr, APART: gl.constexpr,
     REGISTERS: gl.constexpr,
 ):  # fmt: skip
     ROWS: gl.constexpr = q.block_type.shape[2]
@@ -371,16 +394,16 @@ def forward_kernel(
     sources = (q, k, v, column_k, column_v, extra_k, extra_v)
     if CONSUMERS == 2:
         gl.warp_specialize([
-            (_attend, (queries, ring, results, where, 0, CHUNKS, SIDES, EXTRA, PACKED, TURNS, HELD, APART)),
-            (_attend, (queries, ring, results, where, 1, CHUNKS, SIDES, EXTRA, PACKED, TURNS, HELD, APART)),
-            (_load, (sources, queries, ring, where, CHUNKS, SIDES, EXTRA, PACKED, GROUP, APART)),
+            (_attend, (queries, ring, results, where, 0, CHUNKS, SIDES, EXTRA, ALIGNED, PACKED, TURNS, HELD, APART)),
+            (_attend, (queries, ring, results, where, 1, CHUNKS, SIDES, EXTRA, ALIGNED, PACKED, TURNS, HELD, APART)),
+            (_load, (sources, queries, ring, where, CHUNKS, SIDES, EXTRA, ALIGNED, PACKED, GROUP, APART)),
         ], [4, 1], [REGISTERS, 24])  # fmt: skip
     else:
         gl.warp_specialize([
-            (_attend, (queries, ring, results, where, 0, CHUNKS, SIDES, EXTRA, PACKED, TURNS, HELD, APART)),
-            (_attend, (queries, ring, results, where, 1, CHUNKS, SIDES, EXTRA, PACKED, TURNS, HELD, APART)),
-            (_attend, (queries, ring, results, where, 2, CHUNKS, SIDES, EXTRA, PACKED, TURNS, HELD, APART)),
-            (_load, (sources, queries, ring, where, CHUNKS, SIDES, EXTRA, PACKED, GROUP, APART)),
+            (_attend, (queries, ring, results, where, 0, CHUNKS, SIDES, EXTRA, ALIGNED, PACKED, TURNS, HELD, APART)),
+            (_attend, (queries, ring, results, where, 1, CHUNKS, SIDES, EXTRA, ALIGNED, PACKED, TURNS, HELD, APART)),
+            (_attend, (queries, ring, results, where, 2, CHUNKS, SIDES, EXTRA, ALIGNED, PACKED, TURNS, HELD, APART)),
+            (_load, (sources, queries, ring, where, CHUNKS, SIDES, EXTRA, ALIGNED, PACKED, GROUP, APART)),
         ], [4, 4, 1], [REGISTERS, REGISTERS, 24])  # fmt: skip
 
 
@@ -421,4 +444,6 @@ def forward_constants(where: Geometry, group: int, head_dim: int) -> dict[str, A
     while it hands them queries and keys, and queries are HELD in registers, which gives their tiles back at once.
     """
     shape = SHAPES[head_dim]
-    return shape | {"CHUNKS": where.chunks, "PACKED": where.packed, "GROUP": group, **beside_constants(where)}
+    extra = beside_constants(where)
+    aligned = shape["APART"] and extra["EXTRA"] <= shape["KEYS"] and one_row(where, ROWS * shape["CONSUMERS"])
+    return shape | {"CHUNKS": where.chunks, "PACKED": where.packed, "GROUP": group, "ALIGNED": aligned, **extra}
