@@ -36,8 +36,10 @@ test-full: lint ## the same with the full matrix
 	$(BIN)/python -m pytest -q --durations=25
 
 test-gpu: ## on a machine with a GPU, whatever PyTorch is there: kernels against the oracle, and a memory checker's run
-	@echo "== GPU tests"
-	$(GPU_PYTHON) -m pytest -q -m gpu -p no:cacheprovider tests/kernels tests/ops tests/training
+	@echo "== GPU tests; results go to benchmarks/results/<gpu>/tests.json"
+	@$(GPU_PYTHON) -m pytest -q -m gpu -p no:cacheprovider -o junit_family=xunit1 --junitxml=build/gpu-tests.xml \
+		tests/kernels tests/ops tests/training; outcome=$$?; \
+	PYTHONPATH=. $(GPU_PYTHON) scripts/gpu_test_results.py build/gpu-tests.xml && exit $$outcome
 	@if command -v compute-sanitizer >/dev/null; then \
 		PYTHONPATH=. compute-sanitizer --tool memcheck --error-exitcode 1 $(GPU_PYTHON) scripts/small_kernels.py; \
 	else \

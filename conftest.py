@@ -24,6 +24,8 @@ CHECKED_ROOMS = ["cache", "cpu", "hf", "models", "nn", "ops", "reference"]
 
 collect_ignore_glob = ["sparse_attn/serve/lm_eval/*"]  # needs an optional package, and shows no examples
 
+KEPT_ON_A_GPU = 1 << 30  # bytes of freed memory that a process keeps between tests: others run on the same card
+
 CHECKER = f"{check_on_return.__module__}.{check_on_return.__name__}"
 
 install_import_hook([f"sparse_attn.{room}" for room in CHECKED_ROOMS], CHECKER)
@@ -43,6 +45,8 @@ def _poisoned_and_seeded() -> Iterator[None]:
     torch.manual_seed(0)
     with poisoned_allocations():
         yield
+    if torch.cuda.is_available() and torch.cuda.memory_reserved() > KEPT_ON_A_GPU:
+        torch.cuda.empty_cache()
 
 
 @pytest.fixture(autouse=True)

@@ -108,6 +108,7 @@ VARIANTS = [
     Variant("forward", 64, {"HELD": False}),
     Variant("forward", 64, {"TURNS": True}),
     Variant("forward", 64, {"KEYS": 128, "SLOTS": 4, "CONSUMERS": 2, "REGISTERS": 240}),
+    Variant("forward", 64, {"KEYS": 128, "SLOTS": 4, "CONSUMERS": 2, "REGISTERS": 240, "TURNS": True}),
     Variant("forward", 128, {}),
     Variant("forward", 128, {"TURNS": False}),
     Variant("forward", 256, {}),
@@ -234,6 +235,7 @@ def prepared(
 def chosen(variant: Variant) -> Callable[..., Any]:
     """The kernel's launcher, which asks for these constants from now on."""
     module = HOPPER[variant.own]
+    geometry.cache_clear()  # a geometry keeps the launches that it was used for, with the constants of then
     setattr(module, f"{variant.own}_constants", lambda *of: IN_USE[variant.own](*of) | variant.differs)
     return getattr(module, LAUNCHERS.get(variant.own, variant.own))  # type: ignore[no-any-return]
 

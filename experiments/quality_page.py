@@ -60,6 +60,7 @@ def page(recall_runs: list[Run], groups: list[Group], selection: list[Run]) -> s
                 prose.anchors(groups),
                 prose.chosen_blocks(groups),
                 prose.routers(groups),
+                prose.trees_and_hashing(groups),
                 prose.repeats(groups),
             )
             for line in lines

@@ -22,13 +22,15 @@ from quality_results import (
 
 from sparse_attn.patterns import parse
 
-ANCHORS, TAUGHT, ROUTER, TREE = (
+ANCHORS, TAUGHT, ROUTER, TREE, HASHED = (
     "window + anchors",
     "window + TopBlocks, taught",
     "window + Router",
     "window + AnchorTree",
+    "window + Hashed",
 )
 PUBLISHED_ANCHORS = 0.973  # of dense accuracy on multi-hop tasks, by a window and 64 anchors
+PLACES_SAID = {"far": "more than 10,000 tokens away", "anywhere": "anywhere"}
 COUNTED = {1: "one seed"} | {n: f"{word} seeds" for n, word in enumerate(("two", "three", "four", "five", "six"), 2)}
 
 
@@ -213,6 +215,26 @@ def routers(groups: list[Group]) -> list[str]:
         "queries and heads "
         f"they gave {shares['decided']}; of the queries that are asked, {shares['decided_when_asked']}."
     ]
+
+
+def trees_and_hashing(groups: list[Group]) -> list[str]:
+    """What they keep, if they ran, and how far a tree's seeds lie apart."""
+    lines = []
+    for name, what in ((TREE, "A window with a tree"), (HASHED, "A window with hashing")):
+        found = latest(groups, name, "dense")
+        if found is None:
+            continue
+        keeps = [
+            f"{between([kept(found, name, place)[task] for task in ('recall', 'multi_query')])} of dense accuracy on facts "
+            f"{where} asked for directly and {percent(kept(found, name, place)['four_hops'])} over four hops"
+            for place, where in PLACES_SAID.items()
+        ]
+        far = values_of(found[name], "recall, far")
+        apart = f"; seed by seed, it answers {between(far)} of far single recall" if len(far) > 1 else ""
+        lines.append(
+            f"- {what} (recipe {letter_of(groups, found)}, {COUNTED[seeds_of(found[name])]}) keeps {'; '.join(keeps)}{apart}."
+        )
+    return lines
 
 
 def repeats(groups: list[Group]) -> list[str]:

@@ -62,11 +62,18 @@ def questions(task: str, place: str) -> int:
     )
 
 
+def beside_dense(found: Group, name: str) -> tuple[list[Run], list[Run]]:
+    """A variant's runs and dense attention's, of the seeds that both ran: some seeds' bases are better than others'."""
+    ours, dense = (found.get(key, []) for key in (name, "dense"))
+    seeds = {run["seed"] for run in ours} & {run["seed"] for run in dense}
+    return [run for run in ours if run["seed"] in seeds], [run for run in dense if run["seed"] in seeds]
+
+
 def kept(found: Group, name: str, place: str) -> dict[str, float]:
     """Of dense accuracy, task by task, means over seeds."""
     shares = {}
     for task in TASKS:
-        ours, dense = (values_of(found.get(key, []), f"{task}, {place}") for key in (name, "dense"))
+        ours, dense = (values_of(runs, f"{task}, {place}") for runs in beside_dense(found, name))
         if ours and dense and mean(dense) > 0:
             shares[task] = mean(ours) / mean(dense)
     return shares
@@ -75,8 +82,8 @@ def kept(found: Group, name: str, place: str) -> dict[str, float]:
 def error_of_kept(found: Group, name: str, task: str, place: str) -> float:
     """The standard error of a share that was kept, questions taken as independent."""
     n, shares = questions(task, place), []
-    for key in (name, "dense"):
-        values = values_of(found[key], f"{task}, {place}")
+    for runs in beside_dense(found, name):
+        values = values_of(runs, f"{task}, {place}")
         shares.append((mean(values), n * len(values)))
     (ours, n_ours), (dense, n_dense) = shares
     return float((ours * (1 - ours) / n_ours + dense * (1 - dense) / n_dense) ** 0.5 / dense)

@@ -3,10 +3,11 @@
 compute-sanitizer --tool memcheck --error-exitcode 1 python scripts/small_kernels.py
 compute-sanitizer --tool racecheck --error-exitcode 1 python scripts/small_kernels.py
 
-Patterns may be named instead of those below. On Hopper the first three go through its own kernels.
+Patterns may be named instead of those below, and head dims (racecheck is slow). On Hopper the first three patterns go through
+its own kernels. What racecheck does not see of those is in benchmarks/NOTES.md.
 """
 
-import sys
+import argparse
 from itertools import product
 from typing import Any
 
@@ -24,10 +25,14 @@ PATTERNS = (
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("patterns", nargs="*", default=PATTERNS)
+    parser.add_argument("--head-dims", nargs="+", type=int, default=[64, 128, 256])
+    options = parser.parse_args()
     torch.manual_seed(0)
-    for text in sys.argv[1:] or PATTERNS:
+    for text in options.patterns:
         pattern = parse(text)
-        for D, (T, S, causal) in product((64, 128, 256), ((203, 259, True), (203, 203, False))):
+        for D, (T, S, causal) in product(options.head_dims, ((203, 259, True), (203, 203, False))):
             sizes: dict[str, tuple[int, ...]] = {"q": (T, 4, D), "k": (S, 2, D), "v": (S, 2, D)}
             summaries = next((term for term in pattern.terms if isinstance(term, Anchors)), None)
             if summaries is not None:

@@ -32,13 +32,12 @@ def bench(
     """
     from ..reports.atomic import write_whole
     from ..reports.benchmark_chart import draw_benchmark
-    from ..testing.gpu_benchmark import describe_row, merged, run_benchmark
+    from ..testing.gpu_benchmark import describe_row, folder_of, merged, run_benchmark
 
     result: dict[str, Any] = {}
     folder = out
     for found in run_benchmark(tuple(only or ()), peers=peers):
-        name = found["gpu"]
-        folder = out / ("h100" if "H100" in name else name.lower().replace(" ", "-"))
+        folder = out / folder_of(found["gpu"])
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "attention.json"
         result = merged(json.loads(path.read_text()), found) if path.exists() else found

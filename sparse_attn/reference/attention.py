@@ -59,28 +59,34 @@ def masked_attention(
             keys, values = k[:, k0:k1, head].to(wide), v[:, k0:k1, head].to(wide)
             keep = torch.from_numpy(own.mask(q1 - q0, k1 - k0, causal=causal)).to(q.device)
             logits = torch.einsum("btgd,bsd->btgs", queries, keys)
-            value = values[:, None].expand(-1, q1 - q0, -1, -1)
+            own_v = None
             if anchors is not None and extra_k is not None and extra_v is not None:
                 seen = row + torch.arange(k1 - k0 - (q1 - q0), k1 - k0, device=q.device) // anchors.block
                 row += -(-(k1 - k0) // anchors.block)
                 own_k, own_v = extra_k[:, seen, :, head].to(wide), extra_v[:, seen, :, head].to(wide)
                 logits = torch.cat([logits, torch.einsum("btgd,btrd->btgr", queries, own_k)], -1)
-                value = torch.cat([value, own_v], 2)
                 keep = torch.cat([keep, keep.new_ones(q1 - q0, anchors.extra_keys)], 1)
-            documents.append(_softmax(logits * scale, keep, value))
+            documents.append(_softmax(logits * scale, keep, values, own_v))
         heads.append([torch.cat(parts, 1) for parts in zip(*documents, strict=True)])
     out, lse = (torch.cat(parts, 2) for parts in zip(*heads, strict=True))
     return out.to(q.dtype), lse
 
 
 def _softmax(
-    logits: Float[Tensor, "B T G N"], keep: Tensor, value: Float[Tensor, "B T N D"]
+    logits: Float[Tensor, "B T G N"],
+    keep: Tensor,
+    values: Float[Tensor, "B S D"],
+    own_values: Float[Tensor, "B T R D"] | None,
 ) -> tuple[Float[Tensor, "B T G D"], Float[Tensor, "B T G"]]:
+    """The N logits of a query are of the S keys that all see, then of the R whose values are its own."""
     empty = ~keep.any(1)
     # A row with no keys gets logits 0 for the moment, so that neither it nor its gradient turns into NaN.
     keep = keep | empty[:, None]
     logits = logits.masked_fill(~keep[None, :, None], float("-inf"))
     logits = logits.masked_fill(empty[None, :, None, None], 0.0)
-    out = torch.einsum("btgn,btnd->btgd", logits.softmax(-1), value)
+    weights = logits.softmax(-1)
+    out = torch.einsum("btgs,bsd->btgd", weights[..., : values.shape[1]], values)
+    if own_values is not None:
+        out = out + torch.einsum("btgr,btrd->btgd", weights[..., values.shape[1] :], own_values)
     lse = logits.logsumexp(-1)
     return out.masked_fill(empty[None, :, None, None], 0.0), lse.masked_fill(empty[None, :, None], float("-inf"))

@@ -61,16 +61,14 @@ def selected_attention(
                 times = _times(pattern, choice.tolist(), q1 - q0, k1 - k0, causal).to(q.device, wide)
                 queries, keys, values = q[b, q0:q1, h].to(wide), k[b, k0:k1, g].to(wide), v[b, k0:k1, g].to(wide)
                 logits = queries @ keys.T
-                values = values.expand(q1 - q0, -1, -1)
+                own_v = None
                 anchors = next((term for term in pattern.terms if isinstance(term, Summaries)), None)
                 if anchors is not None and extra_k is not None and extra_v is not None:
                     seen = first_extra + torch.arange(k1 - k0 - (q1 - q0), k1 - k0, device=q.device) // anchors.block
-                    logits = torch.cat(
-                        [logits, torch.einsum("td,trd->tr", queries, extra_k[b, seen, :, g].to(wide))], 1
-                    )
-                    values = torch.cat([values, extra_v[b, seen, :, g].to(wide)], 1)
+                    own_k, own_v = extra_k[b, seen, :, g].to(wide), extra_v[b, seen, :, g].to(wide)
+                    logits = torch.cat([logits, torch.einsum("td,trd->tr", queries, own_k)], 1)
                     times = torch.cat([times, times.new_ones(q1 - q0, anchors.extra_keys)], 1)
-                own_out, own_lse = _weighted_softmax(logits * scale, times, values)
+                own_out, own_lse = _weighted_softmax(logits * scale, times, values, own_v)
                 out[b, h, q0:q1], lse[b, h, q0:q1] = own_out, own_lse
         anchors = next((term for term in patterns[0].terms if isinstance(term, Summaries)), None)
         first_extra += 0 if anchors is None else -(-(k1 - k0) // anchors.block)
@@ -105,11 +103,18 @@ def _times(pattern: Pattern, choice: list[list[int]], n_queries: int, n_keys: in
 
 
 def _weighted_softmax(
-    logits: Float[Tensor, "T N"], times: Float[Tensor, "T N"], values: Float[Tensor, "T N D"]
+    logits: Float[Tensor, "T N"],
+    times: Float[Tensor, "T N"],
+    values: Float[Tensor, "S D"],
+    own_values: Float[Tensor, "T R D"] | None,
 ) -> tuple[Float[Tensor, "T D"], Float[Tensor, " T"]]:
+    """The N logits of a query are of the S keys that all share, then of the R whose values are its own."""
     empty = (times == 0).all(1, keepdim=True)
     # A row with no keys gets logits 0 for the moment, so that neither it nor its gradient turns into NaN.
     logits = logits.masked_fill(times == 0, float("-inf")).masked_fill(empty, 0.0)
     logits = logits + torch.where(times == 0, 1, times).log()
-    out = torch.einsum("tn,tnd->td", logits.softmax(-1), values)
+    weights = logits.softmax(-1)
+    out = weights[:, : len(values)] @ values
+    if own_values is not None:
+        out = out + torch.einsum("tr,trd->td", weights[:, len(values) :], own_values)
     return out.masked_fill(empty, 0.0), logits.logsumexp(-1).masked_fill(empty[:, 0], float("-inf"))

@@ -68,11 +68,13 @@ class Shape:
 SHAPES = [
     *(Shape("window(2048)", n * K, 32, 8, 128) for n in (1, 2)),
     *(Shape("window(2048)", n * K, 32, 8, 128, flex=True, fa4=True) for n in (4, 32, 128)),
+    Shape("window(2048)", 512 * K, 32, 8, 128, dense=False, fa4=True),
     Shape("window(2048) | sinks(4)", 32 * K, 32, 8, 128, dense=False),
     Shape("window(2048) | anchors(64)", 32 * K, 32, 8, 128, dense=False),
     Shape("dilated(2048, 4)", 32 * K, 32, 8, 128, dense=False),
     Shape("window(1024) | dilated(1024, 8)", 32 * K, 32, 8, 128, dense=False),
     *(Shape("window(2048)", n * K, 32, 32, 64, causal=False, flex=n in (4, 32), fa4=True) for n in (4, 8, 16, 32)),
+    Shape("window(2048)", 128 * K, 32, 32, 64, causal=False, dense=False, fa4=True),
     *(Shape("window(1024)", n * K, 8, 2, 128, dense=False) for n in (128, 1024)),
     *(Shape("window(1024) | sinks(4) | strided(1024)", n * K, 8, 2, 128, dense=False, flex=True, flex_backward=n < 512)
       for n in (128, 512, 1024)),
@@ -112,6 +114,15 @@ def run_benchmark(only: Sequence[str] = (), *, peers: bool = True) -> Iterator[d
             "units": "milliseconds: median, 20th and 80th percentile",
             "rows": rows,
         }
+
+
+def folder_of(gpu: str) -> str:
+    """The folder of a GPU's results, by the name that PyTorch gives it.
+
+    >>> folder_of("NVIDIA H100 80GB HBM3"), folder_of("NVIDIA A10")
+    ('h100', 'nvidia-a10')
+    """
+    return "h100" if "H100" in gpu else gpu.lower().replace(" ", "-")
 
 
 def merged(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
@@ -228,6 +239,8 @@ def _peers(shape: Shape, inputs: tuple[Any, ...]) -> dict[str, tuple[Callable[[]
     runs: dict[str, tuple[Callable[[], Tensor], Any, bool]] = {}
     if shape.fa4 and (flash := _fa4(shape)) is not None:
         runs["flash-attn-4"] = (partial(flash, *inputs), inputs, True)
+    if not (shape.dense or shape.flex):
+        return runs
     flipped: list[Any] = [tensor.detach().transpose(1, 2).contiguous().requires_grad_() for tensor in inputs]
     if shape.dense:
         for name, backend in (("SDPA flash", SDPBackend.FLASH_ATTENTION), ("SDPA cuDNN", SDPBackend.CUDNN_ATTENTION)):

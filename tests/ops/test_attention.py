@@ -94,6 +94,23 @@ def test_the_oracle_serves_the_public_call_too(dtype: str) -> None:
     judge_attention(case.inputs(), parse(case.pattern), implementation="reference")
 
 
+@pytest.mark.parametrize("selected", [False, True], ids=["static", "chosen blocks"])
+def test_the_oracles_keep_no_more_than_their_logits(selected: bool) -> None:
+    """Values repeated for every query would be a head dim's times as much: 77 GiB a KV head at 9,000 tokens, D 128."""
+    q, k, v = (torch.randn(1, 90, heads, 64, requires_grad=True) for heads in (4, 2, 2))
+    pattern = "window(20) | topblocks(2, block=8)" if selected else "window(20) | sinks(3)"
+    choice = torch.randint(11, (1, 90, 2, 2), dtype=torch.int32) if selected else None
+    sizes = []
+
+    def kept(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
+        attention(q, k, v, parse(pattern), selected=choice, implementation="reference")
+    assert max(sizes) <= 90 * 90 * 2
+
+
 @settings(max_examples=60, deadline=None)
 @given(patterns(), st.data())
 def test_random_unions_of_terms(pattern: Pattern, data: st.DataObject) -> None:

@@ -149,7 +149,7 @@ def test_sentences_follow_the_results() -> None:
         importlib.import_module(f"quality_{module}") for module in ("results", "prose", "tables", "summary")
     )
     names = ("dense", "window", prose.ANCHORS, prose.TAUGHT)
-    others = (prose.TREE, prose.ROUTER)
+    others = (prose.TREE, prose.ROUTER, prose.HASHED)
     runs = [run for run in results.read("long_facts.jsonl") if run["seed"] < 2 and run["variant"] not in others]
     last = {run["variant"]: run for run in runs if run.get("first") and run["variant"] in names}
     third = [dict(last[name], seed=7) for name in names]
@@ -175,6 +175,24 @@ def test_sentences_follow_the_results() -> None:
     table = "\n".join(tables.missing_table(after))
     assert "| window + Router | not run | not run | not run | not run | 1 of 3 |" in table
     assert "| window + Hashed | not run | not run | not run | not run | not run |" in table
+
+
+def test_a_variant_is_compared_with_dense_on_the_seeds_that_both_ran() -> None:
+    results, prose = (importlib.import_module(f"quality_{module}") for module in ("results", "prose"))
+    answers = {("dense", 0): 0.5, ("dense", 1): 0.9, (prose.TREE, 0): 0.4, (prose.TREE, 2): 0.1, (prose.HASHED, 1): 0.9}
+    found = {name: [] for name, _ in answers}
+    for (name, seed), answered in answers.items():
+        tests = {f"{task}, {place}": answered for task in results.TASKS for place in results.PLACES}
+        found[name].append({"variant": name, "seed": seed, "tests": tests})
+    assert results.kept(found, prose.TREE, "far")["recall"] == pytest.approx(0.4 / 0.5)
+    n = results.questions("recall", "far")
+    assert results.error_of_kept(found, prose.TREE, "recall", "far") == pytest.approx(
+        (0.4 * 0.6 / n + 0.5 * 0.5 / n) ** 0.5 / 0.5
+    )
+    tree, hashed = prose.trees_and_hashing([found])
+    assert "(recipe A, two seeds) keeps 80% of dense accuracy on facts more than 10,000 tokens away" in tree
+    assert "seed by seed, it answers 10% to 40% of far single recall" in tree
+    assert "(recipe A, one seed) keeps 100%" in hashed
 
 
 @pytest.mark.slow

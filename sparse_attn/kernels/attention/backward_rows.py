@@ -6,6 +6,9 @@ They are stored head by head, ``[B, Hq, T]``, so that a tile of rows reads them 
 multiple of 16, stand rows of weight 0 (lse2 infinite): a tile reads several numbers at once without asking for each.
 """
 
+from functools import lru_cache
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -13,6 +16,7 @@ from torch import Tensor
 
 from .blocks import head_pointer
 from .launch import lengths_of
+from .launching import Launch
 from .tiles import padded_head_dim
 
 _ROWS = 64
@@ -52,15 +56,34 @@ def backward_rows_kernel(
     tl.store(lse2 + at, natural * 1.4426950408889634, mask=padded)
 
 
-def backward_rows(out: Tensor, d_out: Tensor, lse: Tensor, d_lse: Tensor | None) -> tuple[Tensor, Tensor]:
+def backward_rows(out: Tensor, d_out: Tensor, lse: Tensor, d_lse: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """delta and lse2 in float32, ``[B, Hq, T]``, T rounded up to a multiple of 16."""
-    batch, n_queries, n_heads, head_dim = out.shape
+    batch, n_queries, n_heads, _ = out.shape
     delta = torch.empty((batch, n_heads, -(-n_queries // 16) * 16), dtype=torch.float32, device=out.device)
     lse2 = torch.empty_like(delta)
-    backward_rows_kernel[(-(-n_queries // _ROWS) * n_heads * batch,)](
-        out, d_out, lse, d_lse, delta, lse2,
-        *out.stride()[:3], *d_out.stride()[:3], *((0, 0, 0) if d_lse is None else d_lse.stride()),
-        *lse.stride(), delta.stride(1), n_queries, n_heads,
-        HAS_D_LSE=d_lse is not None, D=head_dim, BLOCK_D=padded_head_dim(head_dim), ROWS_A_PROGRAM=_ROWS,
-    )  # fmt: skip
+    given = {"out": out, "d_out": d_out, "lse": lse} | ({} if d_lse is None else {"d_lse": d_lse})
+    aligned = tuple([tensor.data_ptr() % 16 == 0 for tensor in given.values()])
+    launch = _launch(backward_rows_kernel, out.device, aligned, delta.stride(1), out.shape, out.dtype,
+                     *[tensor.stride() for tensor in given.values()])  # fmt: skip
+    launch(**given, delta=delta, lse2=lse2)
     return delta, lse2
+
+
+@lru_cache(maxsize=256)
+def _launch(
+    kernel: Any, _device: torch.device, _aligned: tuple[bool, ...], stride_row: int, shape: torch.Size, _dtype: torch.dtype,
+    by_out: tuple[int, ...], by_d_out: tuple[int, ...], by_lse: tuple[int, ...], by_d_lse: tuple[int, ...] | None = None,
+) -> Launch:  # fmt: skip
+    batch, n_queries, n_heads, head_dim = shape
+    fixed: dict[str, Any] = {
+        **_strides("ob ot oh", by_out), **_strides("db dt dh", by_d_out), **_strides("sb st sh", by_lse),
+        **_strides("lb lt lh", by_d_lse or (0, 0, 0)), "stride_row": stride_row, "n_queries": n_queries, "n_heads": n_heads,
+        "HAS_D_LSE": by_d_lse is not None, "D": head_dim, "BLOCK_D": padded_head_dim(head_dim), "ROWS_A_PROGRAM": _ROWS,
+    }  # fmt: skip
+    if by_d_lse is None:
+        fixed["d_lse"] = None
+    return Launch(kernel, (-(-n_queries // _ROWS) * n_heads * batch,), fixed, {})
+
+
+def _strides(names: str, strides: tuple[int, ...]) -> dict[str, int]:
+    return dict(zip([f"stride_{name}" for name in names.split()], strides[:3], strict=True))

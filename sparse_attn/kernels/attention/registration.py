@@ -62,6 +62,8 @@ def fused_attention(
     if not plain or torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
         return torch.ops.sparse_attn.fused_attention(*arguments)  # type: ignore[no-any-return]
     # Eagerly the same without the operator's way through the dispatcher, which takes as long as a short call itself.
+    if not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
+        return forward_pass(*arguments)
     return _FusedAttention.apply(*arguments)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -170,27 +172,33 @@ def backward_pass(
             inputs = _inputs(q, k, v, extra_k, extra_v, heads)
             group = q.shape[2] // k.shape[2]
             own = slice(heads.start * group, heads.stop * group)
-            d_own = row_major(d_out[:, :, own])
-            delta, lse2 = backward_rows(
-                out[:, :, own], d_own, lse[:, :, own], None if d_lse is None else d_lse[:, :, own]
-            )  # fmt: skip
+            parts = [d_out, out, lse] if d_lse is None else [d_out, out, lse, d_lse]
+            if heads.stop - heads.start < k.shape[2]:
+                parts = [x[:, :, own] for x in parts]
+            d_own = row_major(parts[0])
+            delta, lse2 = backward_rows(parts[1], d_own, *parts[2:])
             gradients = Gradients(d_own, lse2, delta)
-            dq, dk, dv, d_extra_k, d_extra_v = (q.new_empty(0) for _ in range(5))
             hopper = _on_hopper(inputs, where, scale, kernels)
             if wanted[0]:
                 run = hopper_backward_queries if hopper else backward_queries
                 dq = run(inputs, gradients, where, scale, capability)
+            else:
+                dq = q.new_empty(0)
             if wanted[1]:
                 run_keys = hopper_backward_keys if hopper else backward_keys
                 dk, dv = run_keys(inputs, gradients, where, scale, capability)
                 own_columns = hopper and makes_columns(q.shape[-1])
                 add_columns = hopper_add_backward_columns if own_columns else add_backward_columns
                 add_columns(dk, dv, inputs, gradients, where, scale, capability)
+            else:
+                dk, dv = q.new_empty(0), q.new_empty(0)
             if wanted[2] and extra_k is not None:
                 d_extra_k, d_extra_v = (
                     x.view(*extra_k.shape[:3], *x.shape[2:])
                     for x in backward_extra(inputs, gradients, where, scale, capability)
                 )
+            else:
+                d_extra_k, d_extra_v = q.new_empty(0), q.new_empty(0)
             found.append((dq, dk, dv, d_extra_k, d_extra_v))
     dims = (2, 2, 2, 3, 3)
     whole = [_joined(list(parts), dim) for parts, dim in zip(zip(*found, strict=True), dims, strict=True)]

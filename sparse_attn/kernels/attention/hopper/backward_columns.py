@@ -18,9 +18,10 @@ from ..backward_columns import affordable_splits
 from ..column_sums import add_column_sums
 from ..geometry import Geometry
 from ..launch import Gradients, Inputs, gather_columns
+from ..launching import Launch, alike
 from ..tiles import LOG2_E
-from .blocks import document_bounds, forgotten, query_bounds
-from .descriptors import copyable, head_first, programs_of, rows_of
+from .blocks import document_bounds, forgotten, own_block, query_bounds
+from .descriptors import copyable, head_first_tiles, programs_of, rows_tiles
 from .query_ring import add_queries, load_group, load_held, skip_queries
 from .ring import barriers
 
@@ -69,7 +70,7 @@ def _load(
     phase = 0
     for nth in range(gl.program_id(0), total, gl.num_programs(0)):
         batch, kv_head, _, column, _, _, _, _, row, tiles = _locate(
-            nth, blocks, documents, parameters, positions, n_blocks, n_kv_heads, n_keys, offset, left, right,
+            own_block(nth, total), blocks, documents, parameters, positions, n_blocks, n_kv_heads, n_keys, offset, left, right,
             CHUNKS, SIDES, PACKED, ROWS,
         )  # fmt: skip
         load_held(k, v, batch, kv_head, column, phase, k_tiles, v_tiles, k_ready, k_empty, False)
@@ -138,7 +139,7 @@ def _compute(
     phase = 0
     for nth in range(gl.program_id(0), total, gl.num_programs(0)):
         _, _, _, x, stop, own_keys, first_query, begin, _, tiles = _locate(
-            nth, blocks, documents, parameters, positions, n_blocks, n_kv_heads, n_keys, offset, left, right,
+            own_block(nth, total), blocks, documents, parameters, positions, n_blocks, n_kv_heads, n_keys, offset, left, right,
             CHUNKS, SIDES, PACKED, ROWS,
         )  # fmt: skip
         x += held * KEYS
@@ -202,8 +203,8 @@ def _compute(
             base += tiles
 
         batch, kv_head, entry, x, stop, _, _, _, _, _ = _locate(
-            forgotten(nth), blocks, documents, parameters, positions, n_blocks, n_kv_heads, n_keys, offset, left, right,
-            CHUNKS, SIDES, PACKED, ROWS,
+            own_block(forgotten(nth), total), blocks, documents, parameters, positions, n_blocks, n_kv_heads, n_keys,
+            offset, left, right, CHUNKS, SIDES, PACKED, ROWS,
         )  # fmt: skip
         own = held * KEYS + gl.arange(0, KEYS, gl.SliceLayout(1, o_layout))
         d = gl.arange(0, D, gl.SliceLayout(0, o_layout))
@@ -278,27 +279,39 @@ def add_backward_columns(
     if columns is None:
         return
     d_out = copyable(gradients.d_out)
-    positions, tokens = columns
-    batch, n_queries, n_heads, head_dim = q.shape
-    n_keys, n_kv_heads = inputs.k.shape[1:3]
-    apart = where.most_columns <= KEYS
+    _, tokens = columns
+    batch, _, n_kv_heads, head_dim = inputs.k.shape
     held = min(where.most_columns, 2 * KEYS)
     most = _shares(inputs, where, held)
     blocks, places, groups = where.column_blocks(held, most, _ROWS_A_SPLIT, q.device)
     sums = torch.empty((len(blocks), 2, batch, held, n_kv_heads, head_dim), dtype=torch.float32, device=q.device)
-    total = len(blocks) * n_kv_heads * batch
-    constants = backward_columns_constants(where, n_heads // n_kv_heads, head_dim, apart)
-    rows = constants.pop("ROWS")
-    by_sum, _, by_batch, by_column, by_head, _ = sums.stride()
-    backward_columns_kernel[(min(total, programs_of(q.device)),)](
-        head_first(q, rows), head_first(d_out, rows),
-        *(head_first(tensor, KEYS) for tensor in gather_columns(inputs, where)),
-        rows_of(gradients.lse2, rows), rows_of(gradients.delta, rows), sums[:, 0], sums[:, 1],
-        blocks, where.document_table(q.device), where.numbers(q.device), positions,
-        len(blocks), n_kv_heads, n_keys, n_keys - n_queries, where.left, where.right, total,
-        by_sum, by_batch, by_column, by_head, scale, scale * LOG2_E, **constants, num_warps=4,
+    key = (backward_columns_kernel, sums.shape, programs_of(q.device), alike(*inputs, d_out))
+    launch = where.once(key, lambda: _launch(inputs, sums, blocks, where))
+    column_k, column_v = gather_columns(inputs, where)
+    launch(
+        q=q, d_out=d_out, k=column_k, v=column_v, lse2=gradients.lse2, delta=gradients.delta,
+        dk_sums=sums[:, 0], dv_sums=sums[:, 1], scale=scale, scale2=scale * LOG2_E,
     )  # fmt: skip
     add_column_sums(dk, dv, sums, places, tokens, groups)
+
+
+def _launch(inputs: Inputs, sums: Tensor, blocks: Tensor, where: Geometry) -> Launch:
+    n_queries, n_heads = inputs.q.shape[1:3]
+    n_blocks, _, batch, _, n_kv_heads, head_dim = sums.shape
+    columns = where.column_tables(sums.device)
+    assert columns is not None
+    constants = backward_columns_constants(where, n_heads // n_kv_heads, head_dim, where.most_columns <= KEYS)
+    rows = constants.pop("ROWS")
+    n_keys, total = inputs.k.shape[1], n_blocks * n_kv_heads * batch
+    by_sum, _, by_batch, by_column, by_head, _ = sums.stride()
+    fixed = constants | {
+        "blocks": blocks, "documents": where.document_table(sums.device), "parameters": where.numbers(sums.device),
+        "positions": columns[0], "n_blocks": n_blocks, "n_kv_heads": n_kv_heads, "n_keys": n_keys,
+        "offset": n_keys - n_queries, "left": where.left, "right": where.right, "total": total,
+        "stride_gs": by_sum, "stride_gb": by_batch, "stride_gt": by_column, "stride_gh": by_head, "num_warps": 4,
+    }  # fmt: skip
+    tiles = head_first_tiles(rows, "q", "d_out") | head_first_tiles(KEYS, "k", "v") | rows_tiles(rows, "lse2", "delta")
+    return Launch(backward_columns_kernel, (min(total, programs_of(sums.device)),), fixed, tiles)
 
 
 def _shares(inputs: Inputs, where: Geometry, held: int) -> int:

@@ -19,9 +19,10 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 
 from ..geometry import Geometry
 from ..launch import Gradients, Inputs
+from ..launching import Launch, alike
 from ..tiles import LOG2_E
-from .blocks import forgotten, locate_keys, own_query_tiles, query_bounds, store_rows
-from .descriptors import copyable, head_first, programs_of, rows_of
+from .blocks import forgotten, locate_keys, own_block, own_query_tiles, query_bounds, store_rows
+from .descriptors import copyable, head_first_tiles, programs_of, rows_tiles
 from .query_ring import add_queries, load_group, load_held, skip_queries
 from .ring import barriers
 
@@ -41,7 +42,7 @@ def _load(
     phase = 0
     for nth in range(gl.program_id(0), total, gl.num_programs(0)):
         batch, kv_head, _, _, token, row, _, _, _begin, tiles = locate_keys(
-            nth, blocks, documents, parameters, n_blocks, n_kv_heads, n_queries, n_keys, offset, left, right,
+            own_block(nth, total), blocks, documents, parameters, n_blocks, n_kv_heads, n_queries, n_keys, offset, left, right,
             CHUNKS, PACKED, KEYS * CONSUMERS, ROWS,
         )  # fmt: skip
         load_held(k, v, batch, kv_head, token, phase, k_tiles, v_tiles, k_ready, k_empty, False)
@@ -71,7 +72,7 @@ def _compute(
     phase = 0
     for nth in range(gl.program_id(0), total, gl.num_programs(0)):
         _, _, x, stop, _, _, own_keys, first_query, begin, tiles = locate_keys(
-            nth, blocks, documents, parameters, n_blocks, n_kv_heads, n_queries, n_keys, offset, left, right,
+            own_block(nth, total), blocks, documents, parameters, n_blocks, n_kv_heads, n_queries, n_keys, offset, left, right,
             CHUNKS, PACKED, KEYS * CONSUMERS, ROWS,
         )  # fmt: skip
         x += c * KEYS
@@ -113,8 +114,8 @@ def _compute(
 
         # The tiles of keys and values have been read for the last time: the results leave through them.
         batch, kv_head, x, stop, token, _, _, _, _, _ = locate_keys(
-            forgotten(nth), blocks, documents, parameters, n_blocks, n_kv_heads, n_queries, n_keys, offset, left, right,
-            CHUNKS, PACKED, KEYS * CONSUMERS, ROWS,
+            own_block(forgotten(nth), total), blocks, documents, parameters, n_blocks, n_kv_heads, n_queries, n_keys,
+            offset, left, right, CHUNKS, PACKED, KEYS * CONSUMERS, ROWS,
         )  # fmt: skip
         x += c * KEYS
         token += c * KEYS
@@ -179,23 +180,38 @@ def backward_keys(inputs: Inputs, gradients: Gradients, where: Geometry, scale: 
     """dk and dv in k's dtype."""
     q, k, v, d_out = inputs.q, inputs.k, inputs.v, copyable(gradients.d_out)
     dk, dv = (torch.empty_like(k, memory_format=torch.contiguous_format) for _ in range(2))
-    assert where.main is not None
-    batch, n_queries, n_heads, head_dim = q.shape
-    n_keys, n_kv_heads = k.shape[1:3]
-    n_blocks, table = where.blocks(where.main, 2 * KEYS, "k", q.device)
-    total = n_blocks * n_kv_heads * batch
-    if total == 0:
-        return dk, dv
-    constants = backward_keys_constants(where, n_heads // n_kv_heads, head_dim)
-    rows = constants.pop("ROWS")
-    backward_keys_kernel[(min(total, programs_of(q.device)),)](
-        head_first(q, rows), head_first(d_out, rows), head_first(k, KEYS), head_first(v, KEYS),
-        rows_of(gradients.lse2, rows), rows_of(gradients.delta, rows), head_first(dk, KEYS), head_first(dv, KEYS), dk, dv,
-        table, where.document_table(q.device), where.numbers(q.device),
-        n_blocks, n_kv_heads, n_queries, n_keys, n_keys - n_queries, where.left, where.right, total,
-        dk.stride(0), dk.stride(1), dk.stride(2), scale, scale * LOG2_E, **constants, num_warps=4,
-    )  # fmt: skip
+    if dk.numel():
+        key = (backward_keys_kernel, programs_of(q.device), alike(*inputs, d_out))
+        launch = where.once(key, lambda: _launch(inputs, dk, where))
+        launch(
+            q=q, d_out=d_out, k=k, v=v, lse2=gradients.lse2, delta=gradients.delta, dk_out=dk, dv_out=dv, dk_rows=dk, dv_rows=dv,
+            scale=scale, scale2=scale * LOG2_E,
+        )  # fmt: skip
     return dk, dv
+
+
+def _launch(inputs: Inputs, dk: Tensor, where: Geometry) -> Launch:
+    constants = backward_keys_constants(where, inputs.q.shape[2] // dk.shape[2], dk.shape[3])
+    rows = constants.pop("ROWS")
+    grid, fixed = keys_arguments(inputs, dk, where, 2 * KEYS)
+    tiles = head_first_tiles(rows, "q", "d_out") | head_first_tiles(KEYS, "k", "v", "dk_out", "dv_out")
+    return Launch(backward_keys_kernel, grid, fixed | constants, tiles | rows_tiles(rows, "lse2", "delta"))
+
+
+def keys_arguments(inputs: Inputs, dk: Tensor, where: Geometry, keys: int) -> tuple[tuple[int], dict[str, Any]]:
+    """Grid and fixed arguments of a kernel whose programs keep so many keys and walk along queries."""
+    batch, n_keys, n_kv_heads, _ = dk.shape
+    n_queries = inputs.q.shape[1]
+    assert where.main is not None
+    n_blocks, table = where.blocks(where.main, keys, "k", dk.device)
+    total = n_blocks * n_kv_heads * batch
+    fixed = {
+        "blocks": table, "documents": where.document_table(dk.device), "parameters": where.numbers(dk.device),
+        "n_blocks": n_blocks, "n_kv_heads": n_kv_heads, "n_queries": n_queries, "n_keys": n_keys,
+        "offset": n_keys - n_queries, "left": where.left, "right": where.right, "total": total,
+        "stride_gb": dk.stride(0), "stride_gt": dk.stride(1), "stride_gh": dk.stride(2), "num_warps": 4,
+    }  # fmt: skip
+    return (min(total, programs_of(dk.device)),), fixed
 
 
 def backward_keys_constants(where: Geometry, group: int, head_dim: int) -> dict[str, Any]:

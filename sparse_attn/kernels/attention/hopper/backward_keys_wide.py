@@ -18,9 +18,11 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warp
 
 from ..geometry import Geometry
 from ..launch import Gradients, Inputs
+from ..launching import Launch, alike
 from ..tiles import LOG2_E
-from .blocks import clean, forgotten, locate_keys, narrowed, own_query_tiles, query_bounds
-from .descriptors import copyable, head_first, programs_of, rows_of
+from .backward_keys import keys_arguments
+from .blocks import clean, forgotten, locate_keys, narrowed, own_block, own_query_tiles, query_bounds
+from .descriptors import copyable, head_first_tiles, programs_of, rows_tiles
 from .query_ring import load_held, skip_queries
 from .results import store_result
 from .ring import barriers, make_ring
@@ -47,7 +49,7 @@ def _load(
     phase = 0
     for nth in range(gl.program_id(0), total, gl.num_programs(0)):
         batch, kv_head, _, _, token, row, _, _, _begin, tiles = locate_keys(
-            nth, blocks, documents, parameters, n_blocks, n_kv_heads, n_queries, n_keys, offset, left, right,
+            own_block(nth, total), blocks, documents, parameters, n_blocks, n_kv_heads, n_queries, n_keys, offset, left, right,
             CHUNKS, PACKED, KEYS * CONSUMERS, ROWS,
         )  # fmt: skip
         load_held(k, v, batch, kv_head, token, phase, k_tiles, v_tiles, k_ready, k_empty, VALUES)
@@ -162,7 +164,7 @@ def _compute(
     phase = 0
     for nth in range(gl.program_id(0), total, gl.num_programs(0)):
         _, _, x, stop, _, _, own_keys, first_query, begin, tiles = locate_keys(
-            nth, blocks, documents, parameters, n_blocks, n_kv_heads, n_queries, n_keys, offset, left, right,
+            own_block(nth, total), blocks, documents, parameters, n_blocks, n_kv_heads, n_queries, n_keys, offset, left, right,
             CHUNKS, PACKED, KEYS * CONSUMERS, ROWS,
         )  # fmt: skip
         x += c * KEYS
@@ -203,8 +205,8 @@ def _compute(
 
         # The tile of keys has been read for the last time: the result leaves through it.
         batch, kv_head, x, stop, token, _, _, _, _, _ = locate_keys(
-            forgotten(nth), blocks, documents, parameters, n_blocks, n_kv_heads, n_queries, n_keys, offset, left, right,
-            CHUNKS, PACKED, KEYS * CONSUMERS, ROWS,
+            own_block(forgotten(nth), total), blocks, documents, parameters, n_blocks, n_kv_heads, n_queries, n_keys,
+            offset, left, right, CHUNKS, PACKED, KEYS * CONSUMERS, ROWS,
         )  # fmt: skip
         x += c * KEYS
         token += c * KEYS
@@ -260,24 +262,22 @@ def backward_keys_wide(inputs: Inputs, gradients: Gradients, where: Geometry, sc
     """dk and dv in k's dtype."""
     q, k, v, d_out = inputs.q, inputs.k, inputs.v, copyable(gradients.d_out)
     dk, dv = (torch.empty_like(k, memory_format=torch.contiguous_format) for _ in range(2))
-    assert where.main is not None
-    batch, n_queries, n_heads, head_dim = q.shape
-    n_keys, n_kv_heads = k.shape[1:3]
-    n_blocks, table = where.blocks(where.main, 2 * KEYS, "k", q.device)
-    total = n_blocks * n_kv_heads * batch
-    if total == 0:
-        return dk, dv
-    for values, out in ((True, dv), (False, dk)):
-        constants = backward_keys_wide_constants(where, n_heads // n_kv_heads, head_dim, values)
-        rows = constants.pop("ROWS")
-        backward_keys_wide_kernel[(min(total, programs_of(q.device)),)](
-            head_first(q, rows), head_first(d_out, rows), head_first(k, KEYS), head_first(v, KEYS),
-            rows_of(gradients.lse2, rows), rows_of(gradients.delta, rows), head_first(out, KEYS), out,
-            table, where.document_table(q.device), where.numbers(q.device),
-            n_blocks, n_kv_heads, n_queries, n_keys, n_keys - n_queries, where.left, where.right, total,
-            out.stride(0), out.stride(1), out.stride(2), scale, scale * LOG2_E, **constants, num_warps=4,
+    for values, out in ((True, dv), (False, dk)) if dk.numel() else ():
+        key = (backward_keys_wide_kernel, values, programs_of(q.device), alike(*inputs, d_out))
+        launch = where.once(key, lambda: _launch(inputs, dk, where, values))  # noqa: B023, it is called at once
+        launch(
+            q=q, d_out=d_out, k=k, v=v, lse2=gradients.lse2, delta=gradients.delta, out=out, out_rows=out,
+            scale=scale, scale2=scale * LOG2_E,
         )  # fmt: skip
     return dk, dv
+
+
+def _launch(inputs: Inputs, dk: Tensor, where: Geometry, values: bool) -> Launch:
+    constants = backward_keys_wide_constants(where, inputs.q.shape[2] // dk.shape[2], dk.shape[3], values)
+    rows = constants.pop("ROWS")
+    grid, fixed = keys_arguments(inputs, dk, where, 2 * KEYS)
+    tiles = head_first_tiles(rows, "q", "d_out") | head_first_tiles(KEYS, "k", "v", "out")
+    return Launch(backward_keys_wide_kernel, grid, fixed | constants, tiles | rows_tiles(rows, "lse2", "delta"))
 
 
 def backward_keys_wide_constants(where: Geometry, group: int, head_dim: int, values: bool) -> dict[str, Any]:

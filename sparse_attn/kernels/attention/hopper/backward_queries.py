@@ -18,8 +18,9 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warp
 
 from ..geometry import Geometry
 from ..launch import Gradients, Inputs
+from ..launching import Launch, alike
 from ..tiles import LOG2_E
-from .beside import beside, beside_constants, one_row
+from .beside import BESIDE, beside_arguments, beside_constants, beside_tensors, one_row
 from .blocks import (
     clean,
     column_runs,
@@ -30,10 +31,11 @@ from .blocks import (
     load_keys,
     locate_queries,
     narrowed,
+    own_block,
     own_tiles,
     place_keys,
 )
-from .descriptors import copyable, head_first, programs_of
+from .descriptors import copyable, head_first_tiles, programs_of
 from .results import store_result
 from .ring import barriers, make_ring
 
@@ -55,7 +57,7 @@ def _load(
     phase = 0
     for nth in range(gl.program_id(0), total, gl.num_programs(0)):
         batch, head, block, document, x, stop, row, k_start, _, begin, tiles = locate_queries(
-            nth, blocks, documents, parameters, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
+            own_block(nth, total), blocks, documents, parameters, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
             CHUNKS, PACKED, ROWS * CONSUMERS, KEYS,
         )  # fmt: skip
         runs = column_runs(column_ranges, block, SIDES, KEYS)
@@ -184,7 +186,7 @@ def _compute(
     phase = 0
     for nth in range(gl.program_id(0), total, gl.num_programs(0)):
         batch, head, block, document, x_block, stop, row, _k_start, own_keys, begin, tiles = locate_queries(
-            nth, blocks, documents, parameters, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
+            own_block(nth, total), blocks, documents, parameters, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
             CHUNKS, PACKED, ROWS * CONSUMERS, KEYS,
         )  # fmt: skip
         x = x_block + c * ROWS
@@ -343,26 +345,35 @@ def backward_queries_kernel(
 
 def backward_queries(inputs: Inputs, gradients: Gradients, where: Geometry, scale: float) -> Tensor:
     """dq in q's dtype."""
-    q, k, v, d_out = inputs.q, inputs.k, inputs.v, copyable(gradients.d_out)
+    q, d_out = inputs.q, copyable(gradients.d_out)
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
-    assert where.main is not None
+    if dq.numel():
+        key = (backward_queries_kernel, programs_of(q.device), alike(*inputs, d_out))
+        launch = where.once(key, lambda: _launch(inputs, gradients, dq, where))
+        launch(
+            q=q, d_out=d_out, k=inputs.k, v=inputs.v, dq_out=dq, dq_rows=dq, lse2=gradients.lse2, delta=gradients.delta,
+            scale=scale, scale2=scale * LOG2_E, **beside_tensors(inputs, where),
+        )  # fmt: skip
+    return dq
+
+
+def _launch(inputs: Inputs, gradients: Gradients, dq: Tensor, where: Geometry) -> Launch:
+    q, k = inputs.q, inputs.k
     batch, n_queries, n_heads, head_dim = q.shape
+    assert where.main is not None
     n_blocks, table = where.blocks(where.main, 2 * ROWS, "q", q.device)
     total = n_blocks * n_heads * batch
-    if total == 0:
-        return dq
     constants = backward_queries_constants(where, n_heads // k.shape[2], head_dim)
     keys = constants.pop("KEYS")
-    backward_queries_kernel[(min(total, programs_of(q.device)),)](
-        q=head_first(q, ROWS), d_out=head_first(d_out, ROWS), k=head_first(k, keys), v=head_first(v, keys),
-        dq_out=head_first(dq, ROWS), dq_rows=dq, lse2=gradients.lse2, delta=gradients.delta,
-        blocks=table, documents=where.document_table(q.device), parameters=where.numbers(q.device),
-        n_blocks=n_blocks, n_heads=n_heads, n_queries=n_queries, n_keys=k.shape[1], offset=k.shape[1] - n_queries,
-        left=where.left, right=where.right, total=total,
-        stride_gb=dq.stride(0), stride_gt=dq.stride(1), stride_gh=dq.stride(2), stride_row=gradients.lse2.stride(1),
-        scale=scale, scale2=scale * LOG2_E, **constants | beside(inputs, where, 2 * ROWS, keys), num_warps=4,
-    )  # fmt: skip
-    return dq
+    fixed = constants | beside_arguments(where, 2 * ROWS, q.device) | {
+        "blocks": table, "documents": where.document_table(q.device), "parameters": where.numbers(q.device),
+        "n_blocks": n_blocks, "n_heads": n_heads, "n_queries": n_queries, "n_keys": k.shape[1],
+        "offset": k.shape[1] - n_queries, "left": where.left, "right": where.right, "total": total,
+        "stride_gb": dq.stride(0), "stride_gt": dq.stride(1), "stride_gh": dq.stride(2),
+        "stride_row": gradients.lse2.stride(1), "num_warps": 4,
+    }  # fmt: skip
+    tiles = head_first_tiles(ROWS, "q", "d_out", "dq_out") | head_first_tiles(keys, "k", "v", *BESIDE)
+    return Launch(backward_queries_kernel, (min(total, programs_of(q.device)),), fixed, tiles)
 
 
 def backward_queries_constants(where: Geometry, group: int, head_dim: int) -> dict[str, Any]:

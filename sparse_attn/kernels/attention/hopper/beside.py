@@ -2,37 +2,36 @@
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ..geometry import Geometry
 from ..launch import Inputs, gather_columns
-from .descriptors import head_first
+
+BESIDE = ("column_k", "column_v", "extra_k", "extra_v")  # arguments that come in tiles of keys
 
 
-def beside(inputs: Inputs, where: Geometry, rows: int, keys: int) -> dict[str, Any]:
-    """Arguments of a kernel whose programs take so many rows, in tiles of so many keys."""
-    device = inputs.k.device
-    given: dict[str, Any] = dict.fromkeys(("column_k", "column_v", "column_ranges", "positions", "extra_k", "extra_v"))
-    given |= {"extra_block": 1, **beside_constants(where)}
-    columns = where.column_tables(device)
-    if columns is None:
-        given["SIDES"] = 0
-    else:
-        positions, _ = columns
-        column_k, column_v = gather_columns(inputs, where)
-        given |= {
-            "column_k": head_first(column_k, keys),
-            "column_v": head_first(column_v, keys),
-            "column_ranges": where.column_ranges(rows, device),
-            "positions": positions,
-        }
+def beside_tensors(inputs: Inputs, where: Geometry) -> dict[str, Tensor]:
+    """Keys and values of columns and of anchors, where the pattern has them, by the names of a kernel's arguments."""
+    found = {}
+    if where.columns and where.column_tables(inputs.k.device) is not None:
+        found["column_k"], found["column_v"] = gather_columns(inputs, where)
     if where.anchors is not None:
         assert inputs.extra_k is not None
         assert inputs.extra_v is not None
-        given |= {
-            "extra_k": head_first(inputs.extra_k, keys),
-            "extra_v": head_first(inputs.extra_v, keys),
-            "extra_block": where.anchors.block,
-        }
-    return given
+        found |= {"extra_k": inputs.extra_k, "extra_v": inputs.extra_v}
+    return found
+
+
+def beside_arguments(where: Geometry, rows: int, device: torch.device) -> dict[str, Any]:
+    """The other arguments of a kernel whose programs take so many rows: which columns and extra keys a block sees."""
+    columns = where.column_tables(device)
+    absent = () if where.anchors else ("extra_k", "extra_v")
+    given: dict[str, Any] = dict.fromkeys(absent) | {"extra_block": where.anchors.block if where.anchors else 1}
+    given |= beside_constants(where)
+    if columns is None:
+        return given | dict.fromkeys(("column_k", "column_v", "column_ranges", "positions")) | {"SIDES": 0}
+    return given | {"column_ranges": where.column_ranges(rows, device), "positions": columns[0]}
 
 
 def beside_constants(where: Geometry) -> dict[str, Any]:

@@ -14,6 +14,20 @@ document_bounds = gluon.jit(portable_blocks.document_bounds.fn)
 
 
 @gluon.jit
+def own_block(nth, total):
+    """Which block a program takes for its number nth = program, program + programs, ... of a launch's `total`.
+
+    Each turn hands a block to every program; every second one goes the other way around, so that where blocks have fewer and
+    fewer keys nobody gets the longest of every turn. The last whole turn does: who gets a block of the rest had a short one.
+    """
+    programs = gl.num_programs(0)
+    turn = nth // programs
+    # Were it known that `total` stays the same, a register would be spent on keeping the number of turns.
+    to_come = forgotten(total) // programs - turn
+    return gl.where(to_come % 2 == 1, (2 * turn + 1) * programs - 1 - nth, nth)
+
+
+@gluon.jit
 def locate_queries(
     nth, blocks, documents, parameters, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
     CHUNKS: gl.constexpr, PACKED: gl.constexpr, ROWS: gl.constexpr, KEYS: gl.constexpr,

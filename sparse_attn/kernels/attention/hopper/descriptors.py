@@ -1,6 +1,7 @@
 """How tensors are handed to Hopper's kernels."""
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -17,6 +18,16 @@ def head_first(tensor: Tensor, rows: int) -> TensorDescriptor:
     block, layout = _tile(rows, head_dim, tensor.dtype)
     shape, strides = [batch, heads, tokens, head_dim], [by_batch, by_head, by_token, 1]
     return TensorDescriptor(tensor, shape, strides, block, layout)
+
+
+def head_first_tiles(rows: int, *names: str) -> dict[str, Callable[[Tensor], TensorDescriptor]]:
+    """How a `Launch` makes descriptors of so many rows a tile of the tensors of these names."""
+    return dict.fromkeys(names, partial(head_first, rows=rows))
+
+
+def rows_tiles(rows: int, *names: str) -> dict[str, Callable[[Tensor], TensorDescriptor]]:
+    """The same of tensors of numbers a row, see `rows_of`."""
+    return dict.fromkeys(names, partial(rows_of, rows=rows))
 
 
 @lru_cache(maxsize=64)

@@ -25,8 +25,9 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warp
 
 from ..geometry import Geometry
 from ..launch import Inputs
+from ..launching import Launch, alike
 from ..tiles import LOG2_E
-from .beside import beside, beside_constants, one_row
+from .beside import BESIDE, beside_arguments, beside_constants, beside_tensors, one_row
 from .blocks import (
     clean,
     column_runs,
@@ -37,10 +38,11 @@ from .blocks import (
     load_keys,
     locate_queries,
     narrowed,
+    own_block,
     own_tiles,
     place_keys,
 )
-from .descriptors import head_first, programs_of
+from .descriptors import head_first_tiles, programs_of
 from .results import store_result
 from .ring import barriers, make_ring
 from .softmax import sums_by_thread, take_powers
@@ -77,7 +79,7 @@ def _load(
     phase = 0
     for nth in range(gl.program_id(0), total, gl.num_programs(0)):
         batch, head, block, document, x, stop, row, k_start, _, begin, tiles = locate_queries(
-            nth, blocks, documents, parameters, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
+            own_block(nth, total), blocks, documents, parameters, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
             CHUNKS, PACKED, ROWS * CONSUMERS, KEYS,
         )  # fmt: skip
         runs = column_runs(column_ranges, block, SIDES, KEYS)
@@ -215,7 +217,7 @@ def _attend(
     phase = 0
     for nth in range(gl.program_id(0), total_blocks, gl.num_programs(0)):
         batch, head, block, document, x_block, stop, row, _k_start, own_keys, begin, tiles = locate_queries(
-            nth, blocks, documents, parameters, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
+            own_block(nth, total_blocks), blocks, documents, parameters, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
             CHUNKS, PACKED, ROWS * CONSUMERS, KEYS,
         )  # fmt: skip
         x = x_block + c * ROWS
@@ -408,25 +410,32 @@ def forward_kernel(
 def forward(inputs: Inputs, where: Geometry, scale: float) -> tuple[Tensor, Tensor]:
     """Output in q's dtype and LSE ``[B, T, Hq]`` in float32."""
     q, k, v = inputs.q, inputs.k, inputs.v
-    batch, n_queries, n_heads, head_dim = q.shape
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    lse = torch.empty((batch, n_queries, n_heads), dtype=torch.float32, device=q.device)
+    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    if out.numel():
+        launch = where.once(
+            (forward_kernel, programs_of(q.device), alike(*inputs)), lambda: _launch(inputs, out, where)
+        )
+        launch(q=q, k=k, v=v, out=out, out_rows=out, lse=lse, scale=scale * LOG2_E, **beside_tensors(inputs, where))
+    return out, lse
+
+
+def _launch(inputs: Inputs, out: Tensor, where: Geometry) -> Launch:
+    q, k = inputs.q, inputs.k
+    batch, n_queries, n_heads, head_dim = q.shape
     assert where.main is not None
     constants = forward_constants(where, n_heads // k.shape[2], head_dim)
     rows, keys = ROWS * constants["CONSUMERS"], constants.pop("KEYS")
     n_blocks, table = where.blocks(where.main, rows, "q", q.device)
     total = n_blocks * n_heads * batch
-    if total == 0:
-        return out, lse
-    forward_kernel[(min(total, programs_of(q.device)),)](
-        q=head_first(q, ROWS), k=head_first(k, keys), v=head_first(v, keys), out=head_first(out, ROWS),
-        out_rows=out, lse=lse, blocks=table, documents=where.document_table(q.device), parameters=where.numbers(q.device),
-        n_blocks=n_blocks, n_heads=n_heads, n_queries=n_queries, n_keys=k.shape[1], offset=k.shape[1] - n_queries,
-        left=where.left, right=where.right, total=total,
-        stride_ob=out.stride(0), stride_ot=out.stride(1), stride_oh=out.stride(2), scale=scale * LOG2_E,
-        **constants | beside(inputs, where, rows, keys), num_warps=4,
-    )  # fmt: skip
-    return out, lse
+    fixed = constants | beside_arguments(where, rows, q.device) | {
+        "blocks": table, "documents": where.document_table(q.device), "parameters": where.numbers(q.device),
+        "n_blocks": n_blocks, "n_heads": n_heads, "n_queries": n_queries, "n_keys": k.shape[1],
+        "offset": k.shape[1] - n_queries, "left": where.left, "right": where.right, "total": total,
+        "stride_ob": out.stride(0), "stride_ot": out.stride(1), "stride_oh": out.stride(2), "num_warps": 4,
+    }  # fmt: skip
+    tiles = head_first_tiles(ROWS, "q", "out") | head_first_tiles(keys, "k", "v", *BESIDE)
+    return Launch(forward_kernel, (min(total, programs_of(q.device)),), fixed, tiles)
 
 
 def forward_constants(where: Geometry, group: int, head_dim: int) -> dict[str, Any]:
