@@ -42,13 +42,14 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=32768)
     parser.add_argument("--head-dims", nargs="+", type=int, default=[64, 128])
     parser.add_argument("--read", type=Path, help="the profiler's table, of a run with the same options")
+    parser.add_argument("--measured", default="", help="on what GPU, when, of which commit, to be put beside what was read")
     parser.add_argument("--out", type=Path, default=Path("profile.json"), help="where to put what was read")
     options = parser.parse_args()
     if options.read is None:
         for head_dim in options.head_dims:
             call(options.pattern, options.length, head_dim)
         return
-    about = {"pattern": options.pattern, "T": options.length}
+    about = {"measured": options.measured, "pattern": options.pattern, "T": options.length}
     kernels = list(read(options.read.read_text(), options.head_dims))
     options.out.write_text(json.dumps(about | {"kernels": kernels}, indent=1) + "\n")
     for kernel in kernels:
@@ -81,21 +82,23 @@ def read(table: str, head_dims: list[int]) -> list[dict[str, Any]]:
 
     "warps' time" tells what an average warp did: "selected" is issuing, the rest are ncu's names for what it waited for.
     """
-    names, units, *rows = csv.reader(table.splitlines())
+    names, units, *lines = csv.reader(table.splitlines())
+    rows = [dict(zip(names, values, strict=True)) for values in lines]
+    rows = [row for row in rows if row["Kernel Name"].isidentifier()]
+    calls = sum(row["Kernel Name"] == "forward_kernel" for row in rows)
+    if calls != len(head_dims):
+        raise SystemExit(f"profiled_call: the table holds {calls} calls, for {len(head_dims)} head dims")
+    if rows[0]["Kernel Name"] != "forward_kernel":
+        raise SystemExit(f"profiled_call: the table begins with {rows[0]['Kernel Name']}, not with a forward kernel")
     found: list[dict[str, Any]] = []
-    calls = 0
-    for values in rows:
-        row = dict(zip(names, values, strict=True))
-        if not row["Kernel Name"].isidentifier():
-            continue
-        calls += row["Kernel Name"] == "forward_kernel"
+    nth = -1
+    for row in rows:
+        nth += row["Kernel Name"] == "forward_kernel"
         stalls = {match[1]: number(row[name]) for name in names if (match := STALL.fullmatch(name))}
         whole = sum(stalls.values())
         shares = {name: round(100 * value / whole, 1) for name, value in stalls.items() if value > 0.01 * whole}
         kept = {what: round(number(row[name]), 3) for what, name in KEPT.items()}
-        found.append({"D": head_dims[calls - 1], "kernel": row["Kernel Name"]} | kept | {"warps' time, %": shares})
-    if calls != len(head_dims):
-        raise SystemExit(f"profiled_call: the table holds {calls} calls, for {len(head_dims)} head dims")
+        found.append({"D": head_dims[nth], "kernel": row["Kernel Name"]} | kept | {"warps' time, %": shares})
     for what, unit in {
         "milliseconds": "ms",
         "clock, GHz": "Ghz",

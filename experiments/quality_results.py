@@ -106,3 +106,10 @@ def meet_the_goal(found: Group) -> list[str]:
         if name not in ("base", "dense") and shares and min(shares) >= 0.99 and dense_share(runs) <= 1 / 6:
             names.append(name)
     return names
+
+
+def seeds_that_meet_it(found: Group, name: str) -> tuple[int, int]:
+    """Of the seeds that a variant and dense attention both ran: how many meet the goal by themselves, and how many there are."""
+    seeds = {run["seed"] for run in beside_dense(found, name)[0]}
+    alone = [{key: [run for run in found[key] if run["seed"] == seed] for key in ("dense", name)} for seed in seeds]
+    return sum(name in meet_the_goal(own) for own in alone), len(seeds)

@@ -18,6 +18,7 @@ from quality_results import (
     kept,
     meet_the_goal,
     seeds_of,
+    seeds_that_meet_it,
     values_of,
 )
 from recall import TESTED
@@ -135,7 +136,9 @@ def verdicts(groups: list[Group]) -> list[str]:
                 continue
             lines.append(f"    - {name}, 1/{1 / dense_share(runs):.1f} of the FLOPs, keeps of dense accuracy:")
             lines += [f"      {words}: {listed(shares[place])}." for place, words in PLACES.items()]
-        met += [f"{name} (recipe {letter}, {seeds_of(found[name])} of {SEEDS} seeds)" for name in meet_the_goal(found)]
+        for name in meet_the_goal(found):
+            alone, seeds = seeds_that_meet_it(found, name)
+            met.append(f"{name} (recipe {letter}, mean of {seeds} of {SEEDS} seeds; by itself {alone} of {seeds})")
     lines += [
         f"- Goal, at least 99% of dense accuracy on every task at no more than a sixth of the FLOPs: "
         f"{'met by ' + ', '.join(met) if met else 'met by no run'}.",

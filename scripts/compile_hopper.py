@@ -1,7 +1,8 @@
 """How Hopper's kernels in Gluon are compiled ahead of time; `scripts/compile_kernels.py` asks.
 
 Triton's interpreter cannot run them: that they compile, keep their products apart and spill next to nothing is all that a
-machine without the GPU can tell. Parts: "window" has an interval alone, "union" chunks, columns and extra keys beside it.
+machine without the GPU can tell. Parts: "window" has an interval alone, "anchors" extra keys beside it, a row of which serves a
+block of queries, "union" chunks, columns and extra keys.
 """
 
 from types import SimpleNamespace
@@ -23,7 +24,13 @@ SPILLED = {64: 224, 128: 224, 256: 416}
 SPILLED_COLUMNS = 384
 
 
-def compiled(kernel_name: str, head_dim: int, element: str, dtype: str, packed: bool, union: bool) -> Any:
+def parts_of(kernel_name: str) -> tuple[str, ...]:
+    """With what a kernel is compiled: those of keys know nothing of extra keys."""
+    reads_extra = kernel_name in ("hopper_forward", "hopper_backward_queries")
+    return ("window", "anchors", "union") if reads_extra else ("window", "union")
+
+
+def compiled(kernel_name: str, head_dim: int, element: str, dtype: str, packed: bool, parts: str) -> Any:
     """One kernel compiled for compute capability 9.0, 4 query heads to a KV head.
 
     Args:
@@ -38,7 +45,8 @@ def compiled(kernel_name: str, head_dim: int, element: str, dtype: str, packed: 
     name = kernel_name.removeprefix("hopper_").removesuffix("_apart").replace("values_wide", "keys_wide")
     module = importlib.import_module(f"sparse_attn.kernels.attention.hopper.{name}")
     kernel = getattr(module, f"{name}_kernel")
-    anchors = SimpleNamespace(extra_keys=64, block=128) if union else None
+    union = parts == "union"
+    anchors = SimpleNamespace(extra_keys=64, block=128 if union else 384) if parts != "window" else None
     documents = [SimpleNamespace(first_position=0)]
     where = SimpleNamespace(
         chunks=int(union), packed=packed, columns=int(union), causal=not packed, anchors=anchors, documents=documents
@@ -48,7 +56,8 @@ def compiled(kernel_name: str, head_dim: int, element: str, dtype: str, packed: 
     constants = getattr(module, f"{name}_constants")(where, 4, head_dim, *own)
     rows, keys = constants.pop("ROWS", 64), constants.pop("KEYS", 64)
     absent = [] if packed else ["documents"] if name == "backward_columns" else ["blocks", "documents"]
-    absent += [] if union else ["column_k", "column_v", "column_ranges", "extra_k", "extra_v"]
+    absent += [] if union else ["column_k", "column_v", "column_ranges"]
+    absent += [] if anchors else ["extra_k", "extra_v"]
     absent += [] if union or name == "backward_columns" else ["positions"]
     constants |= {argument: None for argument in absent if argument in kernel.arg_names}
     by_row = dict.fromkeys(("q", "out", "d_out", "dq_out"), _tile_type(element, dtype, rows, head_dim))

@@ -135,7 +135,7 @@ def compile_variant(variant: Variant, registers: bool = False) -> tuple[int, str
 def _compile_hopper(variant: Variant, registers: bool) -> tuple[int, str, str]:
     kernel, _, head_dim, element, packed, parts = variant
     try:
-        compiled = compile_hopper.compiled(kernel, head_dim, element, DTYPES[element], packed, parts == "union")
+        compiled = compile_hopper.compiled(kernel, head_dim, element, DTYPES[element], packed, parts)
     except Exception as error:  # a compiler's failure of any kind is the finding
         return 0, "", f"does not compile: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     report = _registers(compiled.asm["ptx"], variant.capability)
@@ -255,7 +255,7 @@ def _variants(options: argparse.Namespace) -> Iterator[Variant]:
                             capability == (9, 0) and head_dim in compile_hopper.HEAD_DIMS[kernel] and dtype != "fp32"
                         )
                         for packed in (False, True) if options.packed and known else (False,) if known else ():
-                            for parts in ("window", "union"):
+                            for parts in compile_hopper.parts_of(kernel):
                                 if parts in options.parts:
                                     yield Variant(kernel, capability, head_dim, dtype, packed, parts)
                         continue
@@ -283,7 +283,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--head-dims", nargs="+", type=int, default=[64, 128, 256])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["bf16", "fp32"])
     parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS))
-    parts = list(PARTS | compile_selected.PARTS)
+    parts = [*(PARTS | compile_selected.PARTS), "anchors"]
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--packed", action="store_true", help="the packed variants too")
     parser.add_argument("--jobs", type=int, default=2)

@@ -44,5 +44,9 @@ def test_kernels_numbers_by_head_dim() -> None:
 def test_a_table_of_other_calls_or_units_is_refused() -> None:
     with pytest.raises(SystemExit, match="holds 1 calls, for 2 head dims"):
         read(table("forward_kernel"), [64, 128])
+    with pytest.raises(SystemExit, match="holds 3 calls, for 2 head dims"):
+        read(table(*["forward_kernel"] * 3), [64, 128])
+    with pytest.raises(SystemExit, match="begins with backward_rows_kernel"):
+        read(table("backward_rows_kernel", "forward_kernel"), [64])
     with pytest.raises(SystemExit, match=r"gpu__time_duration\.sum is in us, not ms"):
         read(table("forward_kernel", time="us"), [64])

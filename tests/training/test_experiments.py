@@ -195,6 +195,19 @@ def test_a_variant_is_compared_with_dense_on_the_seeds_that_both_ran() -> None:
     assert "(recipe A, one seed) keeps 100%" in hashed
 
 
+def test_seeds_that_meet_the_goal_by_themselves_are_counted() -> None:
+    results = importlib.import_module("quality_results")
+    found: dict[str, list[dict[str, object]]] = {"dense": [], "window + Router": []}
+    for seed, kept in ((0, 1.0), (1, 0.985), (2, 1.0)):
+        for name, answered in (("dense", 0.98), ("window + Router", 0.98 * kept)):
+            tests = {f"{task}, {place}": answered for task in results.TASKS for place in results.PLACES}
+            found[name].append({"variant": name, "seed": seed, "tests": tests, "share_of_dense": 0.1})
+    assert results.meet_the_goal(found) == ["window + Router"]
+    assert results.seeds_that_meet_it(found, "window + Router") == (2, 3)
+    found["dense"].pop()
+    assert results.seeds_that_meet_it(found, "window + Router") == (1, 2)
+
+
 @pytest.mark.slow
 def test_page_is_that_of_the_results() -> None:
     page = subprocess.run([sys.executable, "experiments/quality_page.py", "--check"], cwd=ROOT, check=False, env=None)

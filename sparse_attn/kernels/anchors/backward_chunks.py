@@ -125,8 +125,8 @@ def backward_carry_kernel(
     first, last = walk(sequence, sequence_chunks, n_chunks, PACKED)
     d = tl.arange(0, BLOCK_D)
     live = d < D
-    state = (sequence * H + head) * R + r
-    marks += (sequence * H + head) * R + r
+    state = (sequence.to(tl.int64) * H + head) * R + r
+    marks += state
     end_at = end_row.to(tl.int64) * (H * R)
     later_top = tl.load(marks + end_at)
     later_total = tl.load(marks + stride_marks + end_at)

@@ -122,7 +122,7 @@ def scan_kernel(
         mark_at += H * R
 
     top, total, sums = state
-    after = (sequence * H + head) * R + r
+    after = (sequence.to(tl.int64) * H + head) * R + r
     tl.store(mark_at, tl.where(side == 0, top, total))
     if side == 0:
         tl.store(top_after + after, top)

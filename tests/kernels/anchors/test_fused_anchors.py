@@ -68,9 +68,9 @@ def judge(case: Case) -> None:
         results.append([x.detach().cpu() for x in found])
     names = ["extra_k", "extra_v", "dk", "dv", "dqueries", "dlogit", "dinitial_k", "dinitial_v", "dpooling"]
     for name, got, oracle, plain in zip(names, *results, strict=False):
-        # So few numbers may all happen to round well in plain PyTorch: one step of the last place is theirs anyway.
-        step = torch.finfo(got.dtype).eps * float(oracle.abs().max()) if name == "dlogit" else None
-        assert_within_budget(name, got, oracle, plain, floor=step)
+        # A difference of sums over all blocks, kept in float32; and so few numbers may all happen to round well in plain PyTorch.
+        step = max(torch.finfo(got.dtype).eps, 16 * torch.finfo(torch.float32).eps) * float(oracle.abs().max())
+        assert_within_budget(name, got, oracle, plain, floor=step if name == "dlogit" else None)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -79,8 +79,11 @@ def test_rows_and_gradients_against_the_oracle(case: Case) -> None:
 
 
 def test_the_way_back_goes_chunk_by_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparse_attn.kernels.anchors.spans.CHUNK", 2)
-    judge(Case(S=20, block=3, cu_seqlens=(0, 4, 4, 20)))  # of 2, 0 and 6 blocks
+    """And every loop more than once around: blocks whose loads are under way together are few here."""
+    small = {"spans.CHUNK": 3, "scan.GROUP": 2, "backward_chunks.GROUP": 2, "backward_chunks.FAR": 2}
+    for name, count in small.items():
+        monkeypatch.setattr(f"sparse_attn.kernels.anchors.{name}", count)
+    judge(Case(S=20, block=2, cu_seqlens=(0, 4, 4, 20)))  # of 2, 0 and 8 blocks
 
 
 @pytest.mark.gpu
@@ -111,11 +114,16 @@ def test_many_rows_need_several_programs() -> None:
 
 @pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.gpu)])
 def test_whole_chunks_and_single_tokens_have_the_same_bits(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = Case(S=10, block=4, dtype=dtype)
+    S, sizes_tried = 10, ([1] * 10, [3, 7])
+    if DEVICE == "cuda":  # whole groups of blocks and a rest, where the compiler has a loop for each
+        S, sizes_tried = 165, ([1] * 5 + [30, 130], [90, 75])
+    else:
+        monkeypatch.setattr("sparse_attn.kernels.anchors.scan.GROUP", 2)
+    case = Case(S=S, block=4, dtype=dtype)
     k, v, weights = on_device(case)
     whole = anchor_keys(k, v, weights, 4, implementation="triton")
     monkeypatch.setattr("sparse_attn.ops.anchors._serves", lambda *_: True)
-    for sizes in ([1] * 10, [3, 7]):
+    for sizes in sizes_tried:
         cache, start = AnchorCache(4), 0
         for size in sizes:
             rows = cache.extend(k[:, start : start + size], v[:, start : start + size], weights)

@@ -120,6 +120,8 @@ class TestOnHopper:
             ("window(40) | strided(3)", 1, 800),
             ("window(200) | anchors(64, block=128)", 1000, 1000),
             ("window(70) | anchors(5, block=48)", 300, 470),
+            ("window(70) | anchors(64, block=384)", 700, 900),
+            ("window(90) | anchors(128, block=128)", 500, 500),
             ("window(60) | anchors(200, block=256) | sinks(2) | strided(64)", 777, 800),
             ("chunked(100) | window(20) | sinks(150)", 600, 700),
             ("window(900) | sinks(3)", 500, 500),  # the columns lie in every interval

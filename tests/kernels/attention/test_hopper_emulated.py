@@ -46,7 +46,8 @@ CASES = [
     ("window(200) | anchors(64, block=128) | sinks(2)", 270, 398, True, None),
     ("window(40)", 300, 340, True, ([0, 10, 10, 141, 300], [0, 10, 20, 170, 340])),
     ("window(30) | anchors(40, block=32) | sinks(3) | strided(9)", 300, 300, True, ([0, 90, 91, 300],) * 2),
-    ("window(90) | anchors(32, block=256)", 300, 300, True, ([0, 10, 300],) * 2),
+    ("window(90) | anchors(64, block=256)", 300, 300, True, ([0, 10, 300],) * 2),
+    ("window(90) | anchors(64, block=384)", 270, 390, True, None),
 ]
 
 

@@ -442,10 +442,10 @@ def forward_constants(where: Geometry, group: int, head_dim: int) -> dict[str, A
     At head dim 128 products take longer than powers, and warpgroups gain by taking turns at issuing them; at 64 powers and
     instructions take as long, and more warps cover each other's waits. There shared memory is as busy as the matrix units
     while it hands them queries and keys, and queries are HELD in registers, which gives their tiles back at once. Extra keys are
-    ALIGNED if each block of queries has one row of them, no wider than a tile.
+    ALIGNED if each block of queries has one row of them, no wider than a tile; packed documents' are not, which would spill.
     """
     shape = SHAPES[head_dim]
     extra = beside_constants(where)
     aligned = shape["APART"] and extra["EXTRA"] <= shape["KEYS"] and one_row(where, ROWS * shape["CONSUMERS"])
-    aligned = aligned and not (where.packed and extra["SIDES"] > 0)  # all of it together spills 290 bytes
+    aligned = aligned and not where.packed
     return shape | {"CHUNKS": where.chunks, "PACKED": where.packed, "GROUP": group, "ALIGNED": aligned, **extra}
