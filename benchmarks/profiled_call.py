@@ -42,7 +42,9 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=32768)
     parser.add_argument("--head-dims", nargs="+", type=int, default=[64, 128])
     parser.add_argument("--read", type=Path, help="the profiler's table, of a run with the same options")
-    parser.add_argument("--measured", default="", help="on what GPU, when, of which commit, to be put beside what was read")
+    parser.add_argument(
+        "--measured", default="", help="on what GPU, when, of which commit, to be put beside what was read"
+    )
     parser.add_argument("--out", type=Path, default=Path("profile.json"), help="where to put what was read")
     options = parser.parse_args()
     if options.read is None:
