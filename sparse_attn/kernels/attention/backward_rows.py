@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .blocks import head_pointer
 from .launch import lengths_of
-from .repeated_launch import Launch, Launches, alike
+from .repeated_launch import Launch, Launches, alike, strides
 from .tiles import padded_head_dim
 
 _ROWS = 64
@@ -73,13 +73,8 @@ _LAUNCHES = Launches()
 def _launch(out: Tensor, d_out: Tensor, lse: Tensor, d_lse: Tensor | None) -> Launch:
     batch, n_queries, n_heads, head_dim = out.shape
     fixed: dict[str, Any] = {
-        **_strides("ob ot oh", out), **_strides("db dt dh", d_out), **_strides("lb lt lh", d_lse), **_strides("sb st sh", lse),
+        **strides("ob ot oh", out), **strides("db dt dh", d_out), **strides("lb lt lh", d_lse), **strides("sb st sh", lse),
         "stride_row": -(-n_queries // 16) * 16, "n_queries": n_queries, "n_heads": n_heads,
         "HAS_D_LSE": d_lse is not None, "D": head_dim, "BLOCK_D": padded_head_dim(head_dim), "ROWS_A_PROGRAM": _ROWS,
     }  # fmt: skip
     return Launch(backward_rows_kernel, (-(-n_queries // _ROWS) * n_heads * batch,), fixed)
-
-
-def _strides(names: str, tensor: Tensor | None) -> dict[str, int]:
-    strides = (0, 0, 0) if tensor is None else tensor.stride()[:3]
-    return dict(zip([f"stride_{name}" for name in names.split()], strides, strict=True))

@@ -23,6 +23,12 @@ def alike(*tensors: Tensor | None) -> Hashable:
     return tuple([None if x is None else (x.dtype, x.device, x.shape, x.stride()) for x in tensors])
 
 
+def strides(names: str, tensor: Tensor | None) -> dict[str, int]:
+    """A tensor's first strides as arguments: "ob ot oh" are stride_ob, stride_ot and stride_oh. Those of no tensor are 0."""
+    found = [f"stride_{name}" for name in names.split()]
+    return dict.fromkeys(found, 0) if tensor is None else dict(zip(found, tensor.stride(), strict=False))
+
+
 class Launch:
     """A kernel, its grid, and those of its arguments that stay.
 

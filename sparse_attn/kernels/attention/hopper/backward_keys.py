@@ -19,10 +19,10 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 
 from ..geometry import Geometry
 from ..launch import Gradients, Inputs
-from ..repeated_launch import Launch, alike
+from ..repeated_launch import Launch, alike, strides
 from ..tiles import LOG2_E
 from .blocks import forgotten, locate_keys, own_block, own_query_tiles, query_bounds, store_rows
-from .descriptors import copyable, head_first_tiles, programs_of, rows_tiles
+from .descriptors import copyable, head_first_tiles, programs_of, rows_tiles, walk_arguments
 from .query_ring import add_queries, load_group, load_held, skip_queries
 from .ring import barriers
 
@@ -193,25 +193,10 @@ def backward_keys(inputs: Inputs, gradients: Gradients, where: Geometry, scale: 
 def _launch(inputs: Inputs, dk: Tensor, where: Geometry) -> Launch:
     constants = backward_keys_constants(where, inputs.q.shape[2] // dk.shape[2], dk.shape[3])
     rows = constants.pop("ROWS")
-    grid, fixed = keys_arguments(inputs, dk, where, 2 * KEYS)
+    grid, fixed = walk_arguments(inputs, where, "k", 2 * KEYS, programs_of(dk.device))
+    fixed |= constants | strides("gb gt gh", dk)
     tiles = head_first_tiles(rows, "q", "d_out") | head_first_tiles(KEYS, "k", "v", "dk_out", "dv_out")
-    return Launch(backward_keys_kernel, grid, fixed | constants, tiles | rows_tiles(rows, "lse2", "delta"))
-
-
-def keys_arguments(inputs: Inputs, dk: Tensor, where: Geometry, keys: int) -> tuple[tuple[int], dict[str, Any]]:
-    """Grid and fixed arguments of a kernel whose programs keep so many keys and walk along queries."""
-    batch, n_keys, n_kv_heads, _ = dk.shape
-    n_queries = inputs.q.shape[1]
-    assert where.main is not None
-    n_blocks, table = where.blocks(where.main, keys, "k", dk.device)
-    total = n_blocks * n_kv_heads * batch
-    fixed = {
-        "blocks": table, "documents": where.document_table(dk.device), "parameters": where.numbers(dk.device),
-        "n_blocks": n_blocks, "n_kv_heads": n_kv_heads, "n_queries": n_queries, "n_keys": n_keys,
-        "offset": n_keys - n_queries, "left": where.left, "right": where.right, "total": total,
-        "stride_gb": dk.stride(0), "stride_gt": dk.stride(1), "stride_gh": dk.stride(2), "num_warps": 4,
-    }  # fmt: skip
-    return (min(total, programs_of(dk.device)),), fixed
+    return Launch(backward_keys_kernel, grid, fixed, tiles | rows_tiles(rows, "lse2", "delta"))
 
 
 def backward_keys_constants(where: Geometry, group: int, head_dim: int) -> dict[str, Any]:

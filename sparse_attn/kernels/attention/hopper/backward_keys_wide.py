@@ -19,11 +19,10 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warp
 
 from ..geometry import Geometry
 from ..launch import Gradients, Inputs
-from ..repeated_launch import Launch, alike
+from ..repeated_launch import Launch, alike, strides
 from ..tiles import LOG2_E
-from .backward_keys import keys_arguments
 from .blocks import clean, forgotten, locate_keys, narrowed, own_block, own_query_tiles, query_bounds
-from .descriptors import copyable, head_first_tiles, rows_tiles
+from .descriptors import copyable, head_first_tiles, programs_of, rows_tiles, walk_arguments
 from .query_ring import load_held, skip_queries
 from .results import store_result
 from .ring import barriers, make_ring
@@ -276,9 +275,10 @@ def backward_keys_wide(inputs: Inputs, gradients: Gradients, where: Geometry, sc
 def _launch(inputs: Inputs, dk: Tensor, where: Geometry, values: bool) -> Launch:
     constants = backward_keys_wide_constants(where, inputs.q.shape[2] // dk.shape[2], dk.shape[3], values)
     rows = constants.pop("ROWS")
-    grid, fixed = keys_arguments(inputs, dk, where, 2 * KEYS)
+    grid, fixed = walk_arguments(inputs, where, "k", 2 * KEYS, programs_of(dk.device))
+    fixed |= constants | strides("gb gt gh", dk)
     tiles = head_first_tiles(rows, "q", "d_out") | head_first_tiles(KEYS, "k", "v", "out")
-    return Launch(backward_keys_wide_kernel, grid, fixed | constants, tiles | rows_tiles(rows, "lse2", "delta"))
+    return Launch(backward_keys_wide_kernel, grid, fixed, tiles | rows_tiles(rows, "lse2", "delta"))
 
 
 def backward_keys_wide_constants(where: Geometry, group: int, head_dim: int, values: bool) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warp
 
 from ..geometry import Geometry
 from ..launch import Gradients, Inputs
-from ..repeated_launch import Launch, alike
+from ..repeated_launch import Launch, alike, strides
 from ..tiles import LOG2_E
 from .beside import BESIDE, beside_arguments, beside_constants, beside_tensors, one_row
 from .blocks import (
@@ -35,7 +35,7 @@ from .blocks import (
     own_tiles,
     place_keys,
 )
-from .descriptors import copyable, head_first_tiles, programs_of
+from .descriptors import copyable, head_first_tiles, programs_of, walk_arguments
 from .results import store_result
 from .ring import barriers, make_ring
 
@@ -358,22 +358,13 @@ def backward_queries(inputs: Inputs, gradients: Gradients, where: Geometry, scal
 
 
 def _launch(inputs: Inputs, gradients: Gradients, dq: Tensor, where: Geometry) -> Launch:
-    q, k = inputs.q, inputs.k
-    batch, n_queries, n_heads, head_dim = q.shape
-    assert where.main is not None
-    n_blocks, table = where.blocks(where.main, 2 * ROWS, "q", q.device)
-    total = n_blocks * n_heads * batch
-    constants = backward_queries_constants(where, n_heads // k.shape[2], head_dim)
+    constants = backward_queries_constants(where, dq.shape[2] // inputs.k.shape[2], dq.shape[3])
     keys = constants.pop("KEYS")
-    fixed = constants | beside_arguments(where, 2 * ROWS, q.device) | {
-        "blocks": table, "documents": where.document_table(q.device), "parameters": where.numbers(q.device),
-        "n_blocks": n_blocks, "n_heads": n_heads, "n_queries": n_queries, "n_keys": k.shape[1],
-        "offset": k.shape[1] - n_queries, "left": where.left, "right": where.right, "total": total,
-        "stride_gb": dq.stride(0), "stride_gt": dq.stride(1), "stride_gh": dq.stride(2),
-        "stride_row": gradients.lse2.stride(1), "num_warps": 4,
-    }  # fmt: skip
+    grid, fixed = walk_arguments(inputs, where, "q", 2 * ROWS, programs_of(dq.device))
+    fixed |= constants | beside_arguments(where, 2 * ROWS, dq.device)
+    fixed |= strides("gb gt gh", dq) | {"stride_row": gradients.lse2.stride(1)}
     tiles = head_first_tiles(ROWS, "q", "d_out", "dq_out") | head_first_tiles(keys, "k", "v", *BESIDE)
-    return Launch(backward_queries_kernel, (min(total, programs_of(q.device)),), fixed, tiles)
+    return Launch(backward_queries_kernel, grid, fixed, tiles)
 
 
 def backward_queries_constants(where: Geometry, group: int, head_dim: int) -> dict[str, Any]:

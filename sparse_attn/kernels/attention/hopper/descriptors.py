@@ -2,11 +2,15 @@
 
 from collections.abc import Callable
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from ..geometry import Geometry
+from ..launch import Inputs
 
 _ELEMENTS = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16, torch.float32: gl.float32}
 
@@ -48,6 +52,24 @@ def rows_of(tensor: Tensor, rows: int) -> TensorDescriptor:
     flat = tensor.flatten(0, 1)
     layout = gl.NVMMASharedLayout(0, 32, 2)
     return TensorDescriptor(flat, list(flat.shape), list(flat.stride()), [1, rows], layout)
+
+
+def walk_arguments(
+    inputs: Inputs, where: Geometry, axis: str, rows: int, programs: int
+) -> tuple[tuple[int], dict[str, Any]]:
+    """Grid and fixed arguments of a kernel whose programs take blocks of so many queries (axis "q") or keys ("k")."""
+    q, k = inputs.q, inputs.k
+    n_queries, n_keys = q.shape[1], k.shape[1]
+    heads, name = (q.shape[2], "n_heads") if axis == "q" else (k.shape[2], "n_kv_heads")
+    assert where.main is not None
+    n_blocks, table = where.blocks(where.main, rows, axis, q.device)
+    total = n_blocks * heads * q.shape[0]
+    fixed = {
+        "blocks": table, "documents": where.document_table(q.device), "parameters": where.numbers(q.device),
+        "n_blocks": n_blocks, name: heads, "n_queries": n_queries, "n_keys": n_keys, "offset": n_keys - n_queries,
+        "left": where.left, "right": where.right, "total": total, "num_warps": 4,
+    }  # fmt: skip
+    return (min(total, programs),), fixed
 
 
 @lru_cache(maxsize=16)

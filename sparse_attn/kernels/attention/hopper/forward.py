@@ -25,7 +25,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warp
 
 from ..geometry import Geometry
 from ..launch import Inputs
-from ..repeated_launch import Launch, alike
+from ..repeated_launch import Launch, alike, strides
 from ..tiles import LOG2_E
 from .beside import BESIDE, beside_arguments, beside_constants, beside_tensors, one_row
 from .blocks import (
@@ -42,7 +42,7 @@ from .blocks import (
     own_tiles,
     place_keys,
 )
-from .descriptors import head_first_tiles, programs_of
+from .descriptors import head_first_tiles, programs_of, walk_arguments
 from .results import store_result
 from .ring import barriers, make_ring
 from .softmax import sums_by_thread, take_powers
@@ -419,21 +419,12 @@ def forward(inputs: Inputs, where: Geometry, scale: float) -> tuple[Tensor, Tens
 
 
 def _launch(inputs: Inputs, out: Tensor, where: Geometry) -> Launch:
-    q, k = inputs.q, inputs.k
-    batch, n_queries, n_heads, head_dim = q.shape
-    assert where.main is not None
-    constants = forward_constants(where, n_heads // k.shape[2], head_dim)
+    constants = forward_constants(where, out.shape[2] // inputs.k.shape[2], out.shape[3])
     rows, keys = ROWS * constants["CONSUMERS"], constants.pop("KEYS")
-    n_blocks, table = where.blocks(where.main, rows, "q", q.device)
-    total = n_blocks * n_heads * batch
-    fixed = constants | beside_arguments(where, rows, q.device) | {
-        "blocks": table, "documents": where.document_table(q.device), "parameters": where.numbers(q.device),
-        "n_blocks": n_blocks, "n_heads": n_heads, "n_queries": n_queries, "n_keys": k.shape[1],
-        "offset": k.shape[1] - n_queries, "left": where.left, "right": where.right, "total": total,
-        "stride_ob": out.stride(0), "stride_ot": out.stride(1), "stride_oh": out.stride(2), "num_warps": 4,
-    }  # fmt: skip
+    grid, fixed = walk_arguments(inputs, where, "q", rows, programs_of(out.device))
+    fixed |= constants | beside_arguments(where, rows, out.device) | strides("ob ot oh", out)
     tiles = head_first_tiles(ROWS, "q", "out") | head_first_tiles(keys, "k", "v", *BESIDE)
-    return Launch(forward_kernel, (min(total, programs_of(q.device)),), fixed, tiles)
+    return Launch(forward_kernel, grid, fixed, tiles)
 
 
 def forward_constants(where: Geometry, group: int, head_dim: int) -> dict[str, Any]:
