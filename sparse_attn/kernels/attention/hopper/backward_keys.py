@@ -90,24 +90,15 @@ def _compute(
             for _ in range(0, first):
                 skip_queries(used, q_ready, q_empty)
                 used += 1
-            for tile in range(first, free):
-                dk, dv = add_queries(
-                    k_tile, v_tile, q_tiles, d_tiles, lse_tiles, delta_tiles, q_ready, q_empty, used, begin + tile * ROWS,
-                    first_query, own_keys, dk, dv, low, high, scale2, "run", PACKED,
-                )  # fmt: skip
-                used += 1
-            for tile in range(free, free_end):
-                dk, dv = add_queries(
-                    k_tile, v_tile, q_tiles, d_tiles, lse_tiles, delta_tiles, q_ready, q_empty, used, begin + tile * ROWS,
-                    first_query, own_keys, dk, dv, low, high, scale2, "none", PACKED,
-                )  # fmt: skip
-                used += 1
-            for tile in range(free_end, end):
-                dk, dv = add_queries(
-                    k_tile, v_tile, q_tiles, d_tiles, lse_tiles, delta_tiles, q_ready, q_empty, used, begin + tile * ROWS,
-                    first_query, own_keys, dk, dv, low, high, scale2, "run", PACKED,
-                )  # fmt: skip
-                used += 1
+            edges = (first, free, free_end, end)
+            for part in gl.static_range(3):
+                for tile in range(edges[part], edges[part + 1]):
+                    dk, dv = add_queries(
+                        k_tile, v_tile, q_tiles, d_tiles, lse_tiles, delta_tiles, q_ready, q_empty, used,
+                        begin + tile * ROWS, first_query, own_keys, dk, dv, low, high, scale2,
+                        "none" if part == 1 else "run", PACKED,
+                    )  # fmt: skip
+                    used += 1
             for _ in range(end, tiles):
                 skip_queries(used, q_ready, q_empty)
                 used += 1

@@ -181,24 +181,14 @@ def _compute(
             for _ in range(0, first):
                 _skip(ring, used)
                 used += 1
-            for tile in range(first, free):
-                acc = _step(
-                    k_tile, v_tile, ring, numbers, used, begin + tile * ROWS, first_query, own_keys, acc, low, high, scale2,
-                    True, PACKED, VALUES,
-                )  # fmt: skip
-                used += 1
-            for tile in range(free, free_end):
-                acc = _step(
-                    k_tile, v_tile, ring, numbers, used, begin + tile * ROWS, first_query, own_keys, acc, low, high, scale2,
-                    False, PACKED, VALUES,
-                )  # fmt: skip
-                used += 1
-            for tile in range(free_end, end):
-                acc = _step(
-                    k_tile, v_tile, ring, numbers, used, begin + tile * ROWS, first_query, own_keys, acc, low, high, scale2,
-                    True, PACKED, VALUES,
-                )  # fmt: skip
-                used += 1
+            edges = (first, free, free_end, end)
+            for part in gl.static_range(3):
+                for tile in range(edges[part], edges[part + 1]):
+                    acc = _step(
+                        k_tile, v_tile, ring, numbers, used, begin + tile * ROWS, first_query, own_keys, acc, low, high,
+                        scale2, part != 1, PACKED, VALUES,
+                    )  # fmt: skip
+                    used += 1
             for _ in range(end, tiles):
                 _skip(ring, used)
                 used += 1

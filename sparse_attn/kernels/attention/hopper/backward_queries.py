@@ -220,24 +220,15 @@ def _compute(
             _skip(k_ready, k_empty, v_ready, v_empty, used)
             used += 1
         first = used
-        for tile in range(first_tile, uncut):
-            held, dq = _step(
-                q_tile, d_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, used, first, begin + tile * KEYS, own_keys,
-                held, dq, lse_row, delta_row, low, high, positions, scale2, "both", PACKED,
-            )  # fmt: skip
-            used += 1
-        for tile in range(uncut, cut):
-            held, dq = _step(
-                q_tile, d_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, used, first, begin + tile * KEYS, own_keys,
-                held, dq, lse_row, delta_row, low, high, positions, scale2, "none", PACKED,
-            )  # fmt: skip
-            used += 1
-        for tile in range(cut, end):
-            held, dq = _step(
-                q_tile, d_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, used, first, begin + tile * KEYS, own_keys,
-                held, dq, lse_row, delta_row, low, high, positions, scale2, "high", PACKED,
-            )  # fmt: skip
-            used += 1
+        edges = (first_tile, uncut, cut, end)
+        for part in gl.static_range(3):
+            for tile in range(edges[part], edges[part + 1]):
+                held, dq = _step(
+                    q_tile, d_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, used, first, begin + tile * KEYS,
+                    own_keys, held, dq, lse_row, delta_row, low, high, positions, scale2,
+                    "both" if part == 0 else "none" if part == 1 else "high", PACKED,
+                )  # fmt: skip
+                used += 1
         if SIDES > 0:
             for at in range(column, whole_columns, KEYS):
                 held, dq = _step(
