@@ -46,7 +46,7 @@ def compiled(kernel_name: str, head_dim: int, element: str, dtype: str, packed: 
     module = importlib.import_module(f"sparse_attn.kernels.attention.hopper.{name}")
     kernel = getattr(module, f"{name}_kernel")
     union = parts == "union"
-    anchors = SimpleNamespace(extra_keys=64, block=128 if union else 384) if parts != "window" else None
+    anchors = SimpleNamespace(extra_keys=64, block=100 if union else 128) if parts != "window" else None
     documents = [SimpleNamespace(first_position=0)]
     where = SimpleNamespace(
         chunks=int(union), packed=packed, columns=int(union), causal=not packed, anchors=anchors, documents=documents

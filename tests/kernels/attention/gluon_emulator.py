@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from triton.language.core import constexpr
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
@@ -118,7 +119,22 @@ def _language(machine: Machine) -> dict[str, Any]:
         return Shared(np.full([int(n) for n in shape], np.nan, dtype=np.float32), dtype)
 
     def inline(asm: str, constraints: str, args: list[Any], dtype: Any, is_pure: bool, pack: int) -> Value:
-        return value(args[0]) if asm.startswith("mov") else value(args[0]).to(dtype)
+        """Assembly by the name in its first line; else a conversion, or a move."""
+        name = asm.split("\n")[0]
+        if name == "// raised":
+            return raised(*map(np.asarray, args))
+        if name == "// faded":
+            return value(np.asarray(args[0]) * np.asarray(args[1]))
+        return value(args[0]).to(dtype) if asm.startswith("cvt") else value(args[0])
+
+    def raised(highest: Any, top: Any, scale: Any) -> tuple[Value, ...]:
+        """By warps of 16 rows: whether a maximum has grown by more than 8, and where it has the new one."""
+        with np.errstate(all="ignore"):
+            grown = (highest * scale - top > 8).reshape(-1, 16 * highest.shape[1]).any(1)
+            row = highest.max(1, keepdims=True) * scale
+            new = np.where(row > top + 8, row, top)
+            fade = np.where(row > top + 8, np.exp2(top - new), 1)
+        return value(new), value(fade), value(np.repeat(grown, 16)[:, None] + np.zeros_like(top))
 
     def reduced(function: Any) -> Callable[..., Value]:
         return lambda x, axis=None: value(function(np.asarray(x), axis=axis))
@@ -182,6 +198,7 @@ def _language(machine: Machine) -> dict[str, Any]:
         exp2=plain(np.exp2), log2=plain(np.log2), max=reduced(np.max), sum=reduced(np.sum),
         arange=lambda start, stop, layout=None: value(np.arange(start, stop, dtype=np.int64)),
         zeros=lambda shape, dtype, layout=None: value(np.zeros([int(n) for n in shape], np.float32)),
+        zeros_like=lambda x: value(np.zeros_like(np.asarray(x))),
         full=lambda shape, fill, dtype, layout=None: value(np.full([int(n) for n in shape], fill, np.float32)),
         convert_layout=lambda x, layout: x, inline_asm_elementwise=inline, thread_barrier=machine.pause,
         static_range=range, range=lambda *edges: map(value, range(*map(int, edges))), allocate_shared_memory=allocate,
@@ -206,6 +223,8 @@ def _translated(function: Any, language: dict[str, Any], known: dict[int, Any]) 
         for name, found in list(names.items()):
             if isinstance(found, JITFunction | InterpretedFunction):
                 names[name] = _translated(found, language, known)
+            elif isinstance(found, constexpr):
+                names[name] = found.value
         names |= {name: found for name, found in language.items() if name in names or name == "range"}
     return known[id(function)]
 

@@ -121,6 +121,7 @@ class TestOnHopper:
             ("window(200) | anchors(64, block=128)", 1000, 1000),
             ("window(70) | anchors(5, block=48)", 300, 470),
             ("window(70) | anchors(64, block=384)", 700, 900),
+            ("window(70) | anchors(64, block=64)", 700, 900),
             ("window(90) | anchors(128, block=128)", 500, 500),
             ("window(60) | anchors(200, block=256) | sinks(2) | strided(64)", 777, 800),
             ("chunked(100) | window(20) | sinks(150)", 600, 700),
@@ -201,7 +202,17 @@ class TestOnHopper:
         for other in found[1:]:
             assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
-    @pytest.mark.parametrize("D", [128, 256])
+    @pytest.mark.parametrize("D", [64, 128, 256])
+    @pytest.mark.parametrize("pattern", ["full()", "window(900) | anchors(16, block=128)"])
+    def test_logits_that_rise_from_tile_to_tile(self, pattern: str, D: int) -> None:
+        """By 1 and 6 in base 2, which leaves a row's maximum as it was for a while or one tile, and by 20 and 200."""
+        given = inputs(1500, 1500, 4, 4, D) | extra(pattern, 12, 4, D)
+        heights = torch.arange(1500, 0, -1, device=DEVICE)[:, None] / 64 * 0.6931471805599453 * D**0.5 / 16
+        given["k"][..., 0] = heights.to(given["k"].dtype)
+        given["q"][..., 0] = torch.tensor([1.0, 6.0, 20.0, 200.0], device=DEVICE).to(given["q"].dtype) * 16
+        judge(given, pattern)
+
+    @pytest.mark.parametrize("D", [64, 128, 256])
     @pytest.mark.parametrize("pattern", ["window(700) | sinks(4)", "window(90) | strided(11)"])
     def test_gradients_repeat_to_the_bit(self, pattern: str, D: int) -> None:
         given = inputs(3000, 3000, 8, 2, D)

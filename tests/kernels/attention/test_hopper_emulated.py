@@ -48,6 +48,7 @@ CASES = [
     ("window(30) | anchors(40, block=32) | sinks(3) | strided(9)", 300, 300, True, ([0, 90, 91, 300],) * 2),
     ("window(90) | anchors(64, block=256)", 300, 300, True, ([0, 10, 300],) * 2),
     ("window(90) | anchors(64, block=384)", 270, 390, True, None),
+    ("window(70) | anchors(64, block=64)", 330, 394, True, None),
 ]
 
 
@@ -107,6 +108,30 @@ def test_against_the_oracle(text: str, T: int, S: int, causal: bool, bounds: Any
             found |= {"dk": (dk, leaves["k"].grad), "dv": (dv, leaves["v"].grad)}
     errors = {name: error(*pair) for name, pair in found.items()}
     assert max(errors.values()) < 8e-3, errors
+
+
+@pytest.mark.parametrize("D", [64, 128, 256])
+@pytest.mark.parametrize("pattern", ["full()", "full() | anchors(16, block=128)"])
+def test_logits_that_rise_from_tile_to_tile(pattern: str, D: int) -> None:
+    """By 1 and 6 in base 2, which leaves a row's maximum as it was for a while or one tile, and by 20 and 200."""
+    T, heads, steps = 400, 4, torch.tensor([1.0, 6.0, 20.0, 200.0])
+    q, k, v = (torch.randn(1, T, heads, D) for _ in range(3))
+    k[..., 0] = torch.arange(T, 0, -1)[:, None] / 64 * 0.6931471805599453 * D**0.5 / 16
+    q[..., 0] = steps * 16
+    extra = {"extra_k": torch.randn(1, 4, 16, heads, D), "extra_v": torch.randn(1, 4, 16, heads, D)}
+    given = {"q": q, "k": k, "v": v} | (extra if "anchors" in pattern else {})
+    given = {name: tensor.bfloat16() for name, tensor in given.items()}
+    expected, expected_lse = attention(
+        **{name: tensor.double() for name, tensor in given.items()},
+        pattern=parse(pattern), implementation="reference", return_lse=True,
+    )  # fmt: skip
+    rows = [given[name].flatten(1, 2) for name in extra if name in given]
+    where = geometry(parse(pattern), T, T, True, None, None)
+    with emulated(MODULES, seed=D):
+        out, lse = FORWARD.forward(Inputs(given["q"], given["k"], given["v"], *rows), where, D**-0.5)
+    for head in range(heads):
+        assert error(out[:, :, head], expected[:, :, head]) < 8e-3
+        assert (lse[:, :, head] - expected_lse[:, :, head]).abs().max() < 1e-4 * expected_lse[:, :, head].abs().max()
 
 
 def columns_oracle(

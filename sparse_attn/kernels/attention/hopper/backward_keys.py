@@ -31,10 +31,12 @@ KEYS = 64  # of a warpgroup
 
 @gluon.jit
 def _load(
-    q, d_out, k, v, lse2, delta, blocks, documents, parameters, k_tiles, v_tiles, q_tiles, d_tiles, lse_tiles, delta_tiles,
-    k_ready, k_empty, q_ready, q_empty, n_blocks, n_kv_heads, n_queries, n_keys, offset, left, right, total,
-    CHUNKS: gl.constexpr, PACKED: gl.constexpr, GROUP: gl.constexpr,
+    sources, keys, ring, where, CHUNKS: gl.constexpr, PACKED: gl.constexpr, GROUP: gl.constexpr,
 ):  # fmt: skip
+    q, d_out, k, v, lse2, delta = sources
+    k_tiles, v_tiles, k_ready, k_empty = keys
+    q_tiles, d_tiles, lse_tiles, delta_tiles, q_ready, q_empty = ring
+    blocks, documents, parameters, n_blocks, n_kv_heads, n_queries, n_keys, offset, left, right, total = where
     CONSUMERS: gl.constexpr = k_tiles.type.shape[0]
     KEYS: gl.constexpr = k.block_type.shape[2]
     ROWS: gl.constexpr = q.block_type.shape[2]
@@ -55,11 +57,12 @@ def _load(
 
 @gluon.jit
 def _compute(
-    k_tiles, v_tiles, q_tiles, d_tiles, lse_tiles, delta_tiles, k_ready, k_empty, q_ready, q_empty,
-    dk_out, dv_out, dk_rows, dv_rows, blocks, documents, parameters, n_blocks, n_kv_heads, n_queries, n_keys, offset,
-    left, right, total, stride_gb, stride_gt, stride_gh, scale, scale2, c,
-    CHUNKS: gl.constexpr, PACKED: gl.constexpr, GROUP: gl.constexpr,
+    keys, ring, results, where, c, CHUNKS: gl.constexpr, PACKED: gl.constexpr, GROUP: gl.constexpr,
 ):  # fmt: skip
+    k_tiles, v_tiles, k_ready, k_empty = keys
+    q_tiles, d_tiles, lse_tiles, delta_tiles, q_ready, q_empty = ring
+    dk_out, dv_out, dk_rows, dv_rows, stride_gb, stride_gt, stride_gh, scale, scale2 = results
+    blocks, documents, parameters, n_blocks, n_kv_heads, n_queries, n_keys, offset, left, right, total = where
     CONSUMERS: gl.constexpr = k_tiles.type.shape[0]
     KEYS: gl.constexpr = k_tiles.type.shape[1]
     D: gl.constexpr = k_tiles.type.shape[2]
@@ -131,9 +134,9 @@ def _compute(
 def backward_keys_kernel(
     q, d_out, k, v, lse2, delta, dk_out, dv_out, dk_rows, dv_rows, blocks, documents, parameters,
     n_blocks, n_kv_heads, n_queries, n_keys, offset, left, right, total, stride_gb, stride_gt, stride_gh,
-    scale, scale2, CHUNKS: gl.constexpr, PACKED: gl.constexpr, GROUP: gl.constexpr, SLOTS: gl.constexpr,
+    scale, scale2, CHUNKS: gl.constexpr, PACKED: gl.constexpr, GROUP: gl.constexpr, SLOTS: gl.constexpr, CONSUMERS: gl.constexpr,
+    REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    CONSUMERS: gl.constexpr = 2
     KEYS: gl.constexpr = k.block_type.shape[2]
     ROWS: gl.constexpr = q.block_type.shape[2]
     D: gl.constexpr = k.block_type.shape[3]
@@ -148,23 +151,24 @@ def backward_keys_kernel(
     k_empty = barriers(CONSUMERS, 1)
     q_ready = barriers(SLOTS, 1)
     q_empty = barriers(SLOTS, CONSUMERS)
-    gl.warp_specialize([
-        (_compute, (
-            k_tiles, v_tiles, q_tiles, d_tiles, lse_tiles, delta_tiles, k_ready, k_empty, q_ready, q_empty,
-            dk_out, dv_out, dk_rows, dv_rows, blocks, documents, parameters, n_blocks, n_kv_heads, n_queries, n_keys,
-            offset, left, right, total, stride_gb, stride_gt, stride_gh, scale, scale2, 0, CHUNKS, PACKED, GROUP,
-        )),
-        (_compute, (
-            k_tiles, v_tiles, q_tiles, d_tiles, lse_tiles, delta_tiles, k_ready, k_empty, q_ready, q_empty,
-            dk_out, dv_out, dk_rows, dv_rows, blocks, documents, parameters, n_blocks, n_kv_heads, n_queries, n_keys,
-            offset, left, right, total, stride_gb, stride_gt, stride_gh, scale, scale2, 1, CHUNKS, PACKED, GROUP,
-        )),
-        (_load, (
-            q, d_out, k, v, lse2, delta, blocks, documents, parameters, k_tiles, v_tiles, q_tiles, d_tiles, lse_tiles,
-            delta_tiles, k_ready, k_empty, q_ready, q_empty, n_blocks, n_kv_heads, n_queries, n_keys, offset, left, right,
-            total, CHUNKS, PACKED, GROUP,
-        )),
-    ], [4, 1], [240, 24])  # fmt: skip
+    keys = (k_tiles, v_tiles, k_ready, k_empty)
+    ring = (q_tiles, d_tiles, lse_tiles, delta_tiles, q_ready, q_empty)
+    results = (dk_out, dv_out, dk_rows, dv_rows, stride_gb, stride_gt, stride_gh, scale, scale2)
+    where = (blocks, documents, parameters, n_blocks, n_kv_heads, n_queries, n_keys, offset, left, right, total)
+    sources = (q, d_out, k, v, lse2, delta)
+    if CONSUMERS == 2:
+        gl.warp_specialize([
+            (_compute, (keys, ring, results, where, 0, CHUNKS, PACKED, GROUP)),
+            (_compute, (keys, ring, results, where, 1, CHUNKS, PACKED, GROUP)),
+            (_load, (sources, keys, ring, where, CHUNKS, PACKED, GROUP)),
+        ], [4, 1], [REGISTERS, 24])  # fmt: skip
+    else:
+        gl.warp_specialize([
+            (_compute, (keys, ring, results, where, 0, CHUNKS, PACKED, GROUP)),
+            (_compute, (keys, ring, results, where, 1, CHUNKS, PACKED, GROUP)),
+            (_compute, (keys, ring, results, where, 2, CHUNKS, PACKED, GROUP)),
+            (_load, (sources, keys, ring, where, CHUNKS, PACKED, GROUP)),
+        ], [4, 4, 1], [REGISTERS, REGISTERS, 24])  # fmt: skip
 
 
 def backward_keys(inputs: Inputs, gradients: Gradients, where: Geometry, scale: float) -> tuple[Tensor, Tensor]:
@@ -183,8 +187,8 @@ def backward_keys(inputs: Inputs, gradients: Gradients, where: Geometry, scale: 
 
 def _launch(inputs: Inputs, dk: Tensor, where: Geometry) -> Launch:
     constants = backward_keys_constants(where, inputs.q.shape[2] // dk.shape[2], dk.shape[3])
-    rows = constants.pop("ROWS")
-    grid, fixed = walk_arguments(inputs, where, "k", 2 * KEYS, programs_of(dk.device))
+    rows, keys = constants.pop("ROWS"), KEYS * constants["CONSUMERS"]
+    grid, fixed = walk_arguments(inputs, where, "k", keys, programs_of(dk.device))
     fixed |= constants | strides("gb gt gh", dk)
     tiles = head_first_tiles(rows, "q", "d_out") | head_first_tiles(KEYS, "k", "v", "dk_out", "dv_out")
     return Launch(backward_keys_kernel, grid, fixed, tiles | rows_tiles(rows, "lse2", "delta"))
@@ -192,10 +196,13 @@ def _launch(inputs: Inputs, dk: Tensor, where: Geometry) -> Launch:
 
 def backward_keys_constants(where: Geometry, group: int, head_dim: int) -> dict[str, Any]:
     """What the kernel is compiled for, and the number of query rows of a tile."""
+    consumers = 3 if head_dim == 64 else 2
     return {
         "CHUNKS": where.chunks,
         "PACKED": where.packed,
         "GROUP": group,
         "SLOTS": 3,
+        "CONSUMERS": consumers,
+        "REGISTERS": 160 if consumers == 3 else 240,
         "ROWS": 64,
     }

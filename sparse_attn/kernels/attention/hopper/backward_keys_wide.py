@@ -25,7 +25,7 @@ from .blocks import clean, forgotten, locate_keys, narrowed, own_block, own_quer
 from .descriptors import copyable, head_first_tiles, programs_of, rows_tiles, walk_arguments
 from .query_ring import load_held, skip_queries
 from .results import store_result
-from .ring import barriers, make_ring
+from .ring import barriers, make_ring, odd_turn
 
 KEYS = 64  # of a warpgroup
 
@@ -60,13 +60,13 @@ def _load(
                 at = row + tile * ROWS
                 slot = loaded % SLOTS
                 ready = q_ready.index(slot)
-                mbarrier.wait(q_empty.index(slot), (loaded // SLOTS & 1) ^ 1)
+                mbarrier.wait(q_empty.index(slot), odd_turn(loaded, SLOTS) ^ 1)
                 mbarrier.expect(ready, q.block_type.nbytes + lse2.block_type.nbytes)
                 tma.async_copy_global_to_shared(q, [batch, head, at, 0], ready, q_tiles.index(slot))
                 tma.async_copy_global_to_shared(lse2, [line, at], ready, lse_tiles.index(slot))
                 d_slot = loaded % D_SLOTS
                 d_there = d_ready.index(d_slot)
-                mbarrier.wait(d_empty.index(d_slot), (loaded // D_SLOTS & 1) ^ 1)
+                mbarrier.wait(d_empty.index(d_slot), odd_turn(loaded, D_SLOTS) ^ 1)
                 mbarrier.expect(d_there, d_out.block_type.nbytes + (0 if VALUES else delta.block_type.nbytes))
                 tma.async_copy_global_to_shared(d_out, [batch, head, at, 0], d_there, d_tiles.index(d_slot))
                 if not VALUES:
@@ -93,14 +93,14 @@ def _step(
     d_slot = used % D_SLOTS
     q_tile = q_tiles.index(slot)
     d_tile = d_tiles.index(d_slot)
-    mbarrier.wait(q_ready.index(slot), used // SLOTS & 1)
+    mbarrier.wait(q_ready.index(slot), odd_turn(used, SLOTS))
     if PACKED and MASKED and (start < first_query) | (start + ROWS > own_keys):
-        mbarrier.wait(d_ready.index(d_slot), used // D_SLOTS & 1)
+        mbarrier.wait(d_ready.index(d_slot), odd_turn(used, D_SLOTS))
         clean(q_tile, start, first_query, own_keys)
         clean(d_tile, start, first_query, own_keys)
     blank = gl.zeros([KEYS, ROWS], gl.float32, s_layout)
     logits = warpgroup_mma(k, q_tile.permute((1, 0)), blank, use_acc=False, is_async=True)
-    mbarrier.wait(d_ready.index(d_slot), used // D_SLOTS & 1)
+    mbarrier.wait(d_ready.index(d_slot), odd_turn(used, D_SLOTS))
     if VALUES:
         logits = warpgroup_mma_wait(0, deps=(logits,))
     else:
@@ -122,7 +122,7 @@ def _step(
         mbarrier.arrive(d_empty.index(d_slot))
     else:
         # A second look at a barrier that has been passed: powers are taken before the product is waited for.
-        mbarrier.wait(d_ready.index(d_slot), used // D_SLOTS & 1)
+        mbarrier.wait(d_ready.index(d_slot), odd_turn(used, D_SLOTS))
         d_weights, weights = warpgroup_mma_wait(0, deps=(d_weights, weights))
         mbarrier.arrive(d_empty.index(d_slot))
         d_logits = weights * d_weights

@@ -28,28 +28,35 @@ from .blocks import (
     hide,
     interval_bounds,
     load_beside,
+    load_extra,
     load_keys,
     locate_queries,
     narrowed,
     own_block,
+    own_extra_tile,
     own_tiles,
     place_keys,
 )
 from .descriptors import copyable, head_first_tiles, programs_of, walk_arguments
 from .results import store_result
-from .ring import barriers, make_ring
+from .ring import barriers, make_ring, odd_turn
 
 ROWS = 64  # of a warpgroup
 
 
 @gluon.jit
 def _load(
-    q, d_out, k, v, column_k, column_v, extra_k, extra_v, blocks, documents, parameters, column_ranges,
-    q_tiles, d_tiles, k_tiles, v_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty,
-    n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block, total,
+    sources, queries, ring, where,
     CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, ALIGNED: gl.constexpr, PACKED: gl.constexpr,
     GROUP: gl.constexpr, APART: gl.constexpr,
 ):  # fmt: skip
+    q, d_out, k, v, column_k, column_v, extra_k, extra_v = sources
+    q_tiles, d_tiles, q_ready, q_empty = queries
+    k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty = ring
+    (
+        blocks, documents, parameters, column_ranges, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
+        extra_block, total,
+    ) = where  # fmt: skip
     CONSUMERS: gl.constexpr = q_tiles.type.shape[0]
     ROWS: gl.constexpr = q.block_type.shape[2]
     KEYS: gl.constexpr = k.block_type.shape[2]
@@ -77,12 +84,10 @@ def _load(
             tma.async_copy_global_to_shared(d_out, [batch, head, row + ROWS * c, 0], ready, d_tiles.index(c))
         phase ^= 1
         if ALIGNED:
-            at, _, base = extra_run(x, stop, document, documents, extra_block, EXTRA, PACKED)
-            load_keys(
-                extra_k, extra_v, batch, kv_head, base + at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty,
-                False,
+            loaded = load_extra(
+                extra_k, extra_v, batch, kv_head, documents, document, x, stop, extra_block, EXTRA, EXTRA, loaded,
+                k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, PACKED, False,
             )  # fmt: skip
-            loaded += 1
         for tile in range(ahead, tiles):
             at = k_start + begin + tile * KEYS
             load_keys(k, v, batch, kv_head, at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, False)
@@ -109,9 +114,9 @@ def _step(
     V_SLOTS: gl.constexpr = v_tiles.type.shape[0]
     LATE: gl.constexpr = V_SLOTS < SLOTS
     slot = used % SLOTS
-    phase = used // SLOTS & 1
+    phase = odd_turn(used, SLOTS)
     v_slot = used % V_SLOTS
-    v_phase = used // V_SLOTS & 1
+    v_phase = odd_turn(used, V_SLOTS)
     # For the one before the first tile that tile stands in: it is there, and its weights are 0.
     before = gl.where(used == first, used, used - 1) % SLOTS
     j = place_keys(start, stop, positions, s_layout, KEYS, KIND)
@@ -156,21 +161,27 @@ def _skip(k_ready, k_empty, v_ready, v_empty, used):
     """Let a tile pass that none of the warpgroup's rows see."""
     SLOTS: gl.constexpr = k_ready.type.shape[0]
     V_SLOTS: gl.constexpr = v_ready.type.shape[0]
-    mbarrier.wait(k_ready.index(used % SLOTS), used // SLOTS & 1)
+    mbarrier.wait(k_ready.index(used % SLOTS), odd_turn(used, SLOTS))
     mbarrier.arrive(k_empty.index(used % SLOTS))
-    mbarrier.wait(v_ready.index(used % V_SLOTS), used // V_SLOTS & 1)
+    mbarrier.wait(v_ready.index(used % V_SLOTS), odd_turn(used, V_SLOTS))
     mbarrier.arrive(v_empty.index(used % V_SLOTS))
 
 
 @gluon.jit
 def _compute(
-    q_tiles, d_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty,
-    dq_out, dq_rows, lse2, delta, blocks, documents, parameters, column_ranges, positions,
-    n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
-    total, stride_gb, stride_gt, stride_gh, stride_row, scale, scale2, c,
+    queries, ring, results, where, c,
     CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, ALIGNED: gl.constexpr, PACKED: gl.constexpr,
     APART: gl.constexpr,
 ):  # fmt: skip
+    q_tiles, d_tiles, q_ready, q_empty = queries
+    k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty = ring
+    out_tiles, dq_out, dq_rows, lse2, delta, positions, stride_gb, stride_gt, stride_gh, stride_row, scale, scale2 = (
+        results
+    )
+    (
+        blocks, documents, parameters, column_ranges, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
+        extra_block, total,
+    ) = where  # fmt: skip
     CONSUMERS: gl.constexpr = q_tiles.type.shape[0]
     SLOTS: gl.constexpr = k_tiles.type.shape[0]
     KEYS: gl.constexpr = k_tiles.type.shape[1]
@@ -197,7 +208,7 @@ def _compute(
         # Tiles of columns follow at once, while the last tile's weights are still held: then none is let pass before them.
         follow: gl.constexpr = SIDES > 0 or (EXTRA > 0 and not ALIGNED)
         first_tile, uncut, cut, end = own_tiles(
-            x, stop, own_keys, begin, tiles, left, right, parameters, CHUNKS, ROWS, KEYS, follow
+            x, stop, own_keys, begin, tiles, left, right, parameters, CHUNKS, ROWS, KEYS, False, follow
         )
         rows_at = (batch.to(gl.int64) * n_heads + head) * stride_row + row + gl.arange(0, ROWS, row_layout)
         lse_row = gl.load(lse2 + rows_at, mask=i < stop, other=float("inf"))
@@ -207,6 +218,10 @@ def _compute(
         mbarrier.wait(q_ready.index(c), phase)
         phase ^= 1
         if ALIGNED:  # all of a tile of extra keys, and its product at once: tiles may be let pass behind it
+            before, behind_own = own_extra_tile(x_block, x, stop, extra_block)
+            for _ in range(0, before):
+                _skip(k_ready, k_empty, v_ready, v_empty, used)
+                used += 1
             held, dq = _step(
                 q_tile, d_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, used, used, 0, EXTRA,
                 held, dq, lse_row, delta_row, low, high, positions, scale2, "none", PACKED,
@@ -216,6 +231,9 @@ def _compute(
             mbarrier.arrive(k_empty.index(used % SLOTS))
             used += 1
             held = gl.zeros([ROWS, KEYS], q_tiles.dtype, gl.DotOperandLayout(0, o_layout, 2))
+            for _ in range(0, behind_own):
+                _skip(k_ready, k_empty, v_ready, v_empty, used)
+                used += 1
         for _ in range(0, first_tile):
             _skip(k_ready, k_empty, v_ready, v_empty, used)
             used += 1
@@ -297,9 +315,9 @@ def backward_queries_kernel(
     n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block, total,
     stride_gb, stride_gt, stride_gh, stride_row, scale, scale2,
     CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, ALIGNED: gl.constexpr, PACKED: gl.constexpr,
-    GROUP: gl.constexpr, SLOTS: gl.constexpr, V_SLOTS: gl.constexpr, APART: gl.constexpr,
+    GROUP: gl.constexpr, SLOTS: gl.constexpr, V_SLOTS: gl.constexpr, APART: gl.constexpr, CONSUMERS: gl.constexpr,
+    REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    CONSUMERS: gl.constexpr = 2
     ROWS: gl.constexpr = q.block_type.shape[2]
     KEYS: gl.constexpr = k.block_type.shape[2]
     D: gl.constexpr = k.block_type.shape[3]
@@ -307,31 +325,42 @@ def backward_queries_kernel(
     q_tiles = gl.allocate_shared_memory(q.dtype, [CONSUMERS, ROWS, D], flat)
     d_tiles = gl.allocate_shared_memory(q.dtype, [CONSUMERS, ROWS, D], flat)
     out_tiles = gl.allocate_shared_memory(q.dtype, [CONSUMERS, ROWS, D], flat) if APART else d_tiles
-    k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty = make_ring(q.dtype, SLOTS, V_SLOTS, KEYS, D, CONSUMERS)
+    ring = make_ring(q.dtype, SLOTS, V_SLOTS, KEYS, D, CONSUMERS)
     q_ready = barriers(CONSUMERS, 1)
     q_empty = barriers(CONSUMERS, 1)
-    gl.warp_specialize([
-        (_compute, (
-            q_tiles, d_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty,
-            dq_out, dq_rows, lse2, delta, blocks, documents, parameters, column_ranges, positions,
-            n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
-            total, stride_gb, stride_gt, stride_gh, stride_row, scale, scale2, 0, CHUNKS, SIDES, EXTRA, ALIGNED, PACKED,
-            APART,
-        )),
-        (_compute, (
-            q_tiles, d_tiles, k_tiles, v_tiles, out_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty,
-            dq_out, dq_rows, lse2, delta, blocks, documents, parameters, column_ranges, positions,
-            n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block,
-            total, stride_gb, stride_gt, stride_gh, stride_row, scale, scale2, 1, CHUNKS, SIDES, EXTRA, ALIGNED, PACKED,
-            APART,
-        )),
-        (_load, (
-            q, d_out, k, v, column_k, column_v, extra_k, extra_v, blocks, documents, parameters, column_ranges,
-            q_tiles, d_tiles, k_tiles, v_tiles, q_ready, q_empty, k_ready, k_empty, v_ready, v_empty,
-            n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block, total, CHUNKS, SIDES, EXTRA, ALIGNED,
-            PACKED, GROUP, APART,
-        )),
-    ], [4, 1], [240, 24])  # fmt: skip
+    queries = (q_tiles, d_tiles, q_ready, q_empty)
+    results = (
+        out_tiles,
+        dq_out,
+        dq_rows,
+        lse2,
+        delta,
+        positions,
+        stride_gb,
+        stride_gt,
+        stride_gh,
+        stride_row,
+        scale,
+        scale2,
+    )
+    where = (
+        blocks, documents, parameters, column_ranges, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
+        extra_block, total,
+    )  # fmt: skip
+    sources = (q, d_out, k, v, column_k, column_v, extra_k, extra_v)
+    if CONSUMERS == 2:
+        gl.warp_specialize([
+            (_compute, (queries, ring, results, where, 0, CHUNKS, SIDES, EXTRA, ALIGNED, PACKED, APART)),
+            (_compute, (queries, ring, results, where, 1, CHUNKS, SIDES, EXTRA, ALIGNED, PACKED, APART)),
+            (_load, (sources, queries, ring, where, CHUNKS, SIDES, EXTRA, ALIGNED, PACKED, GROUP, APART)),
+        ], [4, 1], [REGISTERS, 24])  # fmt: skip
+    else:
+        gl.warp_specialize([
+            (_compute, (queries, ring, results, where, 0, CHUNKS, SIDES, EXTRA, ALIGNED, PACKED, APART)),
+            (_compute, (queries, ring, results, where, 1, CHUNKS, SIDES, EXTRA, ALIGNED, PACKED, APART)),
+            (_compute, (queries, ring, results, where, 2, CHUNKS, SIDES, EXTRA, ALIGNED, PACKED, APART)),
+            (_load, (sources, queries, ring, where, CHUNKS, SIDES, EXTRA, ALIGNED, PACKED, GROUP, APART)),
+        ], [4, 4, 1], [REGISTERS, REGISTERS, 24])  # fmt: skip
 
 
 def backward_queries(inputs: Inputs, gradients: Gradients, where: Geometry, scale: float) -> Tensor:
@@ -350,9 +379,9 @@ def backward_queries(inputs: Inputs, gradients: Gradients, where: Geometry, scal
 
 def _launch(inputs: Inputs, gradients: Gradients, dq: Tensor, where: Geometry) -> Launch:
     constants = backward_queries_constants(where, dq.shape[2] // inputs.k.shape[2], dq.shape[3])
-    keys = constants.pop("KEYS")
-    grid, fixed = walk_arguments(inputs, where, "q", 2 * ROWS, programs_of(dq.device))
-    fixed |= constants | beside_arguments(where, 2 * ROWS, dq.device)
+    rows, keys = ROWS * constants["CONSUMERS"], constants.pop("KEYS")
+    grid, fixed = walk_arguments(inputs, where, "q", rows, programs_of(dq.device))
+    fixed |= constants | beside_arguments(where, rows, dq.device)
     fixed |= strides("gb gt gh", dq) | {"stride_row": gradients.lse2.stride(1)}
     tiles = head_first_tiles(ROWS, "q", "d_out", "dq_out") | head_first_tiles(keys, "k", "v", *BESIDE)
     return Launch(backward_queries_kernel, grid, fixed, tiles)
@@ -361,6 +390,7 @@ def _launch(inputs: Inputs, gradients: Gradients, dq: Tensor, where: Geometry) -
 def backward_queries_constants(where: Geometry, group: int, head_dim: int) -> dict[str, Any]:
     """What the kernel is compiled for, and the number of keys of a tile."""
     slots = 2 if head_dim == 256 else 3 if where.packed and head_dim == 128 else 4
+    consumers = 3 if head_dim == 64 else 2
     extra = beside_constants(where)
     return {
         "CHUNKS": where.chunks,
@@ -370,6 +400,8 @@ def backward_queries_constants(where: Geometry, group: int, head_dim: int) -> di
         "V_SLOTS": 1 if head_dim == 256 else slots,
         "APART": head_dim < 256,
         "KEYS": 64,
-        "ALIGNED": head_dim < 256 and extra["EXTRA"] == 64 and one_row(where, 2 * ROWS),
+        "CONSUMERS": consumers,
+        "REGISTERS": 160 if consumers == 3 else 240,
+        "ALIGNED": head_dim < 256 and extra["EXTRA"] == 64 and one_row(where, ROWS),
         **extra,
     }

@@ -6,6 +6,7 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 
 from .. import blocks as portable_blocks
 from .. import interval as portable_interval
+from .ring import odd_turn
 
 locate_block = gluon.jit(portable_blocks.locate_block.fn)
 interval_bounds = gluon.jit(portable_interval.interval_bounds.fn)
@@ -53,21 +54,17 @@ def locate_queries(
 @gluon.jit
 def own_tiles(
     x, stop, own_keys, begin, tiles, left, right, parameters,
-    CHUNKS: gl.constexpr, ROWS: gl.constexpr, KEYS: gl.constexpr, ALL: gl.constexpr,
+    CHUNKS: gl.constexpr, ROWS: gl.constexpr, KEYS: gl.constexpr, FROM_FIRST: gl.constexpr, TO_LAST: gl.constexpr,
 ):  # fmt: skip
     """Of a block's tiles those that the rows of one warpgroup, x on, see: the first, the first that no row's left edge
-    cuts, the first after it that a right edge cuts, and the end. ALL: from the first to the last tile of the block.
+    cuts, the first after it that a right edge cuts, and the end. FROM_FIRST, TO_LAST: of the block, whoever sees them.
     """
     first_row = gl.minimum(x, stop - 1)
     last_row = gl.maximum(gl.minimum(x + ROWS, stop) - 1, first_row)
     low, first_high = interval_bounds(first_row, own_keys, left, right, parameters, CHUNKS)
     last_low, high = interval_bounds(last_row, own_keys, left, right, parameters, CHUNKS)
-    if ALL:
-        first = 0
-        end = tiles
-    else:
-        first = (low - begin) // KEYS
-        end = (high - begin + KEYS - 1) // KEYS
+    first = 0 if FROM_FIRST else (low - begin) // KEYS
+    end = tiles if TO_LAST else (high - begin + KEYS - 1) // KEYS
     uncut = gl.minimum(gl.maximum((last_low - begin + KEYS - 1) // KEYS, first), end)
     cut = gl.minimum(gl.maximum((first_high - begin) // KEYS, uncut), end)
     return first, uncut, cut, end
@@ -100,6 +97,15 @@ def extra_run(x, stop, document, documents, extra_block, EXTRA: gl.constexpr, PA
 
 
 @gluon.jit
+def own_extra_tile(x_block, x, stop, extra_block):
+    """Of the rows of extra keys that a block of queries sees, how many come before that of a warpgroup's, x on, and behind."""
+    first = x_block // extra_block
+    last = (stop - 1) // extra_block
+    own = gl.minimum(x // extra_block, last)
+    return own - first, last - own
+
+
+@gluon.jit
 def load_keys(
     k, v, batch, kv_head, at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, TOGETHER: gl.constexpr,
 ):  # fmt: skip
@@ -111,9 +117,9 @@ def load_keys(
     V_SLOTS: gl.constexpr = v_tiles.type.shape[0]
     slot = loaded % SLOTS
     v_slot = loaded % V_SLOTS
-    v_emptied = (loaded // V_SLOTS & 1) ^ 1
+    v_emptied = odd_turn(loaded, V_SLOTS) ^ 1
     if not TOGETHER:
-        mbarrier.wait(k_empty.index(slot), (loaded // SLOTS & 1) ^ 1)
+        mbarrier.wait(k_empty.index(slot), odd_turn(loaded, SLOTS) ^ 1)
     else:
         mbarrier.wait(v_empty.index(v_slot), v_emptied)
     mbarrier.expect(k_ready.index(slot), k.block_type.nbytes)
@@ -141,13 +147,37 @@ def load_beside(
             )  # fmt: skip
             loaded += 1
     if EXTRA > 0:
-        start, end, base = extra_run(x, stop, document, documents, extra_block, EXTRA, PACKED)
-        for at in range(start, end, KEYS):
-            load_keys(
-                extra_k, extra_v, batch, kv_head, base + at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty,
-                TOGETHER,
-            )  # fmt: skip
-            loaded += 1
+        loaded = load_extra(
+            extra_k, extra_v, batch, kv_head, documents, document, x, stop, extra_block, EXTRA, KEYS, loaded,
+            k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, PACKED, TOGETHER,
+        )  # fmt: skip
+    return loaded
+
+
+@gluon.jit
+def load_extra(
+    extra_k, extra_v, batch, kv_head, documents, document, x, stop, extra_block, EXTRA: gl.constexpr, STEP: gl.constexpr,
+    loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, PACKED: gl.constexpr, TOGETHER: gl.constexpr,
+):  # fmt: skip
+    """Copy a tile of what the queries x .. stop see of extra keys, from every STEP keys on: a row of them, or a tile's."""
+    start, end, base = extra_run(x, stop, document, documents, extra_block, EXTRA, PACKED)
+    for at in range(start, end, STEP):
+        load_keys(
+            extra_k,
+            extra_v,
+            batch,
+            kv_head,
+            base + at,
+            loaded,
+            k_tiles,
+            v_tiles,
+            k_ready,
+            k_empty,
+            v_ready,
+            v_empty,
+            TOGETHER,
+        )
+        loaded += 1
     return loaded
 
 

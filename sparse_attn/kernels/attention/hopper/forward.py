@@ -6,13 +6,16 @@ copy engine busy:
     loader        K(0) V(0) K(1) V(1) ...        into a ring of slots; in a ring of two, K is let go before its V
     warpgroups    s(i+1) = q k(i+1)^T  is issued, then  acc += p(i) v(i);  while the second product runs, the softmax of
                   s(i+1) is computed; then p(i+1) is narrowed into the registers that p(i) has left, and acc corrected
+                  where a maximum has grown by much (`softmax`)
 
 The interval's tiles are walked from the last to the first: tiles that its right edge cuts (masked), tiles that all of a
 warpgroup's rows see, tiles that its left edge cuts (masked); those that none of them sees it lets pass. Tiles of gathered
-columns and of extra keys follow in the same ring. Programs are persistent: each takes several blocks (`own_block`), and the
-loader runs ahead into the next block while the last one is divided, narrowed and stored through a shared tile of its own; at
-head dim 256 there is no room for one, and results leave through the queries' tiles, which the loader waits for.
-Registers: 64 x KEYS logits and 64 x D sums in float32 are KEYS / 2 + D / 2 a thread, the narrowed weights KEYS / 4 more.
+columns and of extra keys follow in the same ring; a warpgroup's only row of extra keys comes first, and is not masked. Programs
+are persistent: each takes several blocks (`own_block`), and the loader runs ahead into the next block while the last one is
+divided, narrowed and stored through a shared tile of its own; at head dim 256 there is no room for one, and results leave
+through the queries' tiles, which the loader waits for.
+Registers: 64 x KEYS logits and 64 x D sums in float32 are KEYS / 2 + D / 2 a thread, the narrowed weights KEYS / 4 more: 112 of
+160 for each of three warpgroups at head dim 128, whose waits cover each other's better than two warpgroups' with tiles of 128 keys.
 """
 
 from typing import Any
@@ -35,26 +38,28 @@ from .blocks import (
     hide,
     interval_bounds,
     load_beside,
+    load_extra,
     load_keys,
     locate_queries,
     narrowed,
     own_block,
+    own_extra_tile,
     own_tiles,
     place_keys,
 )
 from .descriptors import head_first_tiles, programs_of, walk_arguments
 from .results import store_result
-from .ring import barriers, make_ring
-from .softmax import sums_by_thread, take_powers
+from .ring import barriers, make_ring, odd_turn
+from .softmax import added, awaited, faded, first_powers, sums_by_thread, take_powers
 
 ROWS = 64  # of a warpgroup
-# Keys of a tile, slots of the ring, whether warpgroups take turns at issuing products, how many there are, whether their
-# queries are held in registers, whether results have a tile of their own to leave through or take the queries', and registers of a
-# thread, by head dim.
+KEYS = 64  # of a tile
+# Slots of the ring, how many warpgroups there are, whether results have a tile of their own to leave through or take the
+# queries', and registers of a thread, by head dim.
 SHAPES = {
-    64: {"KEYS": 64, "SLOTS": 8, "TURNS": False, "CONSUMERS": 3, "HELD": True, "APART": True, "REGISTERS": 160},
-    128: {"KEYS": 128, "SLOTS": 2, "TURNS": True, "CONSUMERS": 2, "HELD": False, "APART": True, "REGISTERS": 240},
-    256: {"KEYS": 64, "SLOTS": 2, "TURNS": True, "CONSUMERS": 2, "HELD": False, "APART": False, "REGISTERS": 240},
+    64: {"SLOTS": 8, "CONSUMERS": 3, "APART": True, "REGISTERS": 160},
+    128: {"SLOTS": 4, "CONSUMERS": 3, "APART": True, "REGISTERS": 160},
+    256: {"SLOTS": 2, "CONSUMERS": 2, "APART": False, "REGISTERS": 240},
 }
 
 
@@ -99,12 +104,10 @@ def _load(
             tma.async_copy_global_to_shared(q, [batch, head, row + ROWS * c, 0], q_ready.index(c), q_tiles.index(c))
         phase ^= 1
         if ALIGNED:
-            at, _, base = extra_run(x, stop, document, documents, extra_block, EXTRA, PACKED)
-            load_keys(
-                extra_k, extra_v, batch, kv_head, base + at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty,
-                TOGETHER,
+            loaded = load_extra(
+                extra_k, extra_v, batch, kv_head, documents, document, x, stop, extra_block, EXTRA, EXTRA, loaded,
+                k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, PACKED, TOGETHER,
             )  # fmt: skip
-            loaded += 1
         for tile in range(ahead, tiles):
             at = k_start + begin + (tiles - 1 - tile) * KEYS
             load_keys(k, v, batch, kv_head, at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, TOGETHER)
@@ -118,8 +121,8 @@ def _load(
 
 @gluon.jit
 def _step(
-    q, ring, turn, step, c, used, start, stop, held_keys, state, low, high, positions, scale,
-    KIND: gl.constexpr, CLEAN: gl.constexpr, TURNS: gl.constexpr,
+    q, ring, used, start, stop, held_keys, state, low, high, positions, scale,
+    KIND: gl.constexpr, CLEAN: gl.constexpr,
 ):  # fmt: skip
     """Tile number `used` of the ring joins the softmax, and the tile before it, of `held_keys` keys, the output.
 
@@ -137,48 +140,57 @@ def _step(
     slot = used & (SLOTS - 1)
     before = (used - 1) & (SLOTS - 1)
     j = place_keys(start, stop, positions, s_layout, KEYS, KIND)
-    mbarrier.wait(k_ready.index(slot), used // SLOTS & 1)
-    CONSUMERS: gl.constexpr = turn.type.shape[0]
-    if TURNS:
-        mbarrier.wait(turn.index(c), (step & 1) ^ (c == 0))
+    mbarrier.wait(k_ready.index(slot), odd_turn(used, SLOTS))
     blank = gl.zeros([ROWS, KEYS], gl.float32, s_layout)
     logits = warpgroup_mma(q, k_tiles.index(slot).permute((1, 0)), blank, use_acc=False, is_async=True)
-    mbarrier.wait(v_ready.index(before), (used - 1) // SLOTS & 1)
+    mbarrier.wait(v_ready.index(before), odd_turn(used - 1, SLOTS))
     if CLEAN and held_keys < KEYS:
         clean(v_tiles.index(before), 0, 0, held_keys)
-    values = v_tiles.index(before) if p.shape[1] == KEYS else v_tiles.index(before).slice(0, p.shape[1])
-    acc = warpgroup_mma(p, values, acc, is_async=True)
-    if TURNS:
-        mbarrier.arrive(turn.index((c + 1) % CONSUMERS))
+    acc = warpgroup_mma(p, v_tiles.index(before), acc, is_async=True)
     logits = warpgroup_mma_wait(1, deps=(logits,))
     if not TOGETHER:
         mbarrier.arrive(k_empty.index(slot))
     logits = hide(logits, j, low, high, KIND)
-    weights, fade, top = take_powers(logits, top, scale, KIND != "none")
-    own = sums_by_thread(weights)
-    total = gl.convert_layout(total, own.type.layout)  # a narrow tile's has another name
-    total = total * gl.convert_layout(fade, gl.SliceLayout(1, total.type.layout))[:, None] + own
-    # A second look at a barrier that has been passed ends a block of instructions: without it the compiler waits for the
-    # product before it takes the powers.
-    mbarrier.wait(v_ready.index(before), (used - 1) // SLOTS & 1)
+    weights, fade, grown, top = take_powers(logits, top, scale, KIND != "none")
+    total = added(total, fade, awaited(sums_by_thread(weights)))
     acc, p, weights = warpgroup_mma_wait(0, deps=(acc, p, weights))
     following = narrowed(weights, p_layout, ELEMENT)  # into the registers that p has left
     mbarrier.arrive(v_empty.index(before))
-    acc = acc * gl.convert_layout(fade, gl.SliceLayout(1, acc.type.layout))[:, None]
+    acc = faded(acc, fade, grown)
     return following, acc, top, total
 
 
 @gluon.jit
-def _skip(ring, turn, step, c, used, TURNS: gl.constexpr):
+def _first_keys(q, ring, used, acc, scale, EXTRA: gl.constexpr):
+    """Tile number `used`, of which all rows see the first EXTRA keys and have seen none before: sums, maximum, weights' sum."""
+    k_tiles, v_tiles, k_ready, _, v_ready, v_empty = ring
+    SLOTS: gl.constexpr = k_tiles.type.shape[0]
+    ROWS: gl.constexpr = acc.shape[0]
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, EXTRA, 16])
+    p_layout: gl.constexpr = gl.DotOperandLayout(0, acc.type.layout, 2)
+    slot = used & (SLOTS - 1)
+    mbarrier.wait(k_ready.index(slot), odd_turn(used, SLOTS))
+    blank = gl.zeros([ROWS, EXTRA], gl.float32, s_layout)
+    keys = k_tiles.index(slot).slice(0, EXTRA)
+    logits = warpgroup_mma(q, keys.permute((1, 0)), blank, use_acc=False, is_async=True)
+    logits = warpgroup_mma_wait(0, deps=(logits,))
+    weights, top = first_powers(logits, scale, False)
+    p = narrowed(weights, p_layout, v_tiles.dtype)
+    mbarrier.wait(v_ready.index(slot), odd_turn(used, SLOTS))
+    acc = warpgroup_mma(p, v_tiles.index(slot).slice(0, EXTRA), acc, is_async=True)
+    acc, p = warpgroup_mma_wait(0, deps=(acc, p))
+    mbarrier.arrive(v_empty.index(slot))
+    return acc, top, sums_by_thread(weights)
+
+
+@gluon.jit
+def _skip(ring, used):
     """Let a tile pass that none of the warpgroup's rows see."""
     _, _, k_ready, k_empty, v_ready, v_empty = ring
     SLOTS: gl.constexpr = k_ready.type.shape[0]
     TOGETHER: gl.constexpr = SLOTS > 2
     slot = used & (SLOTS - 1)
-    phase = used // SLOTS & 1
-    if TURNS:
-        mbarrier.wait(turn.index(c), (step & 1) ^ (c == 0))
-        mbarrier.arrive(turn.index((c + 1) % turn.type.shape[0]))
+    phase = odd_turn(used, SLOTS)
     mbarrier.wait(k_ready.index(slot), phase)
     if not TOGETHER:
         mbarrier.arrive(k_empty.index(slot))
@@ -190,11 +202,11 @@ def _skip(ring, turn, step, c, used, TURNS: gl.constexpr):
 def _attend(
     queries, ring, results, where, c,
     CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, ALIGNED: gl.constexpr, PACKED: gl.constexpr,
-    TURNS: gl.constexpr, HELD: gl.constexpr, APART: gl.constexpr,
+    APART: gl.constexpr,
 ):  # fmt: skip
     q_tiles, q_ready, q_empty = queries
     k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty = ring
-    out_tiles, turn, out, out_rows, lse, positions, stride_ob, stride_ot, stride_oh, scale = results
+    out_tiles, out, out_rows, lse, positions, stride_ob, stride_ot, stride_oh, scale = results
     (
         blocks, documents, parameters, column_ranges, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
         extra_block, total_blocks,
@@ -210,10 +222,9 @@ def _attend(
     ELEMENT: gl.constexpr = v_tiles.dtype
     row_layout: gl.constexpr = gl.SliceLayout(1, s_layout)
     COLUMNS: gl.constexpr = "before" if SIDES == 1 else "beside"
-    FIRST: gl.constexpr = EXTRA if ALIGNED else KEYS
+    OTHER_EXTRA: gl.constexpr = 0 if ALIGNED else EXTRA
     out_tile = out_tiles.index(c)
     used = 0
-    step = 0
     phase = 0
     for nth in range(gl.program_id(0), total_blocks, gl.num_programs(0)):
         batch, head, block, document, x_block, stop, row, _k_start, own_keys, begin, tiles = locate_queries(
@@ -227,117 +238,107 @@ def _attend(
         column, whole_columns, column_stop, behind, behind_stop = column_runs(column_ranges, block, SIDES, KEYS)
         # Tiles of columns follow at once, while the last tile's values are still held: then none is let pass before them.
         first, uncut, cut, end = own_tiles(
-            x, stop, own_keys, begin, tiles, left, right, parameters, CHUNKS, ROWS, KEYS, SIDES > 0 or EXTRA > 0
+            x,
+            stop,
+            own_keys,
+            begin,
+            tiles,
+            left,
+            right,
+            parameters,
+            CHUNKS,
+            ROWS,
+            KEYS,
+            SIDES > 0 or OTHER_EXTRA > 0,
+            False,
         )
-        for _ in range(end, tiles):
-            _skip(ring, turn, step, c, used, TURNS)
-            used += 1
-            step += 1
-
-        # The first tile alone: its product has none to hide behind. Extra keys that fill a narrow tile, or the last tile.
         mbarrier.wait(q_ready.index(c), phase)
         q_tile = q_tiles.index(c)
-        if HELD:
-            q_tile = q_tile.load(gl.DotOperandLayout(0, s_layout, 2))
-            mbarrier.arrive(q_empty.index(c))
+        acc = gl.zeros([ROWS, D], gl.float32, o_layout)
+        if ALIGNED:
+            before, behind_own = own_extra_tile(x_block, x, stop, extra_block)
+            for _ in range(0, before):
+                _skip(ring, used)
+                used += 1
+            acc, top, total = _first_keys(q_tile, ring, used, acc, scale, EXTRA)
+            used += 1
+            for _ in range(0, behind_own):
+                _skip(ring, used)
+                used += 1
+        for _ in range(end, tiles):
+            _skip(ring, used)
+            used += 1
+
+        # The first tile alone: its product has none to hide behind.
         slot = used & (SLOTS - 1)
-        mbarrier.wait(k_ready.index(slot), used // SLOTS & 1)
-        first_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, FIRST, 16])
-        first_keys = k_tiles.index(slot) if FIRST == KEYS else k_tiles.index(slot).slice(0, FIRST)
-        blank = gl.zeros([ROWS, FIRST], gl.float32, first_layout)
-        logits = warpgroup_mma(q_tile, first_keys.permute((1, 0)), blank, use_acc=False, is_async=True)
+        mbarrier.wait(k_ready.index(slot), odd_turn(used, SLOTS))
+        blank = gl.zeros([ROWS, KEYS], gl.float32, s_layout)
+        logits = warpgroup_mma(q_tile, k_tiles.index(slot).permute((1, 0)), blank, use_acc=False, is_async=True)
         logits = warpgroup_mma_wait(0, deps=(logits,))
         if SLOTS == 2:
             mbarrier.arrive(k_empty.index(slot))
         start = begin + (end - 1) * KEYS
-        top = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, first_layout))
-        if not ALIGNED:
-            logits = hide(logits, place_keys(start, own_keys, positions, s_layout, KEYS, "both"), low, high, "both")
-        weights, _, top = take_powers(logits, top, scale, not ALIGNED)
-        top = gl.convert_layout(top, row_layout)
-        total = sums_by_thread(weights)
+        logits = hide(logits, place_keys(start, own_keys, positions, s_layout, KEYS, "both"), low, high, "both")
+        if ALIGNED:
+            weights, fade, grown, top = take_powers(logits, top, scale, True)
+            total = added(total, fade, sums_by_thread(weights))
+            acc = faded(acc, fade, grown)
+        else:
+            weights, top = first_powers(logits, scale, True)
+            total = sums_by_thread(weights)
         p = narrowed(weights, p_layout, ELEMENT)
-        acc = gl.zeros([ROWS, D], gl.float32, o_layout)
+        if PACKED and start + KEYS > own_keys:  # only the last tile reaches into the next document
+            mbarrier.wait(v_ready.index(slot), odd_turn(used, SLOTS))
+            clean(v_tiles.index(slot), start, 0, own_keys)
         held = KEYS
         state = (p, acc, top, total)
         used += 1
-        if ALIGNED:
-            state = _step(
-                q_tile, ring, turn, step, c, used, start, own_keys, held, state, low, high, positions, scale, "both",
-                False, TURNS,
-            )  # fmt: skip
-            used += 1
-            step += 1
-        if PACKED and start + KEYS > own_keys:  # only the last tile reaches into the next document
-            last_slot = (used - 1) & (SLOTS - 1)
-            mbarrier.wait(v_ready.index(last_slot), (used - 1) // SLOTS & 1)
-            clean(v_tiles.index(last_slot), start, 0, own_keys)
 
-        for tile in range(end - 2, gl.minimum(cut, end - 1) - 1, -1):
-            state = _step(
-                q_tile, ring, turn, step, c, used, begin + tile * KEYS, own_keys, held, state, low, high, positions, scale,
-                "high", False, TURNS,
-            )  # fmt: skip
-            used += 1
-            step += 1
-        for tile in range(gl.minimum(cut, end - 1) - 1, uncut - 1, -1):
-            state = _step(
-                q_tile, ring, turn, step, c, used, begin + tile * KEYS, own_keys, held, state, low, high, positions, scale,
-                "none", False, TURNS,
-            )  # fmt: skip
-            used += 1
-            step += 1
-        for tile in range(gl.minimum(uncut, end - 1) - 1, first - 1, -1):
-            state = _step(
-                q_tile, ring, turn, step, c, used, begin + tile * KEYS, own_keys, held, state, low, high, positions, scale,
-                "both", False, TURNS,
-            )  # fmt: skip
-            used += 1
-            step += 1
+        edges = (end - 1, gl.minimum(cut, end - 1), gl.minimum(uncut, end - 1), first)
+        for part in gl.static_range(3):
+            for tile in range(edges[part] - 1, edges[part + 1] - 1, -1):
+                state = _step(
+                    q_tile, ring, used, begin + tile * KEYS, own_keys, held, state, low, high, positions, scale,
+                    "high" if part == 0 else "none" if part == 1 else "both", False,
+                )  # fmt: skip
+                used += 1
         if SIDES > 0:
             for at in range(column, whole_columns, KEYS):
                 state = _step(
-                    q_tile, ring, turn, step, c, used, at, column_stop, held, state, low, high, positions, scale, "none",
-                    False, TURNS,
+                    q_tile, ring, used, at, column_stop, held, state, low, high, positions, scale, "none", False,
                 )  # fmt: skip
                 used += 1
-                step += 1
             for at in range(whole_columns, column_stop, KEYS):
                 state = _step(
-                    q_tile, ring, turn, step, c, used, at, column_stop, held, state, low, high, positions, scale, COLUMNS,
-                    False, TURNS,
+                    q_tile, ring, used, at, column_stop, held, state, low, high, positions, scale, COLUMNS, False,
                 )  # fmt: skip
                 held = column_stop - at
                 used += 1
-                step += 1
         if SIDES > 1:
             for at in range(behind, behind_stop, KEYS):
                 state = _step(
-                    q_tile, ring, turn, step, c, used, at, behind_stop, held, state, low, high, positions, scale, "beside",
-                    PACKED, TURNS,
+                    q_tile, ring, used, at, behind_stop, held, state, low, high, positions, scale, "beside", PACKED,
                 )  # fmt: skip
                 held = behind_stop - at
                 used += 1
-                step += 1
-        if EXTRA > 0 and not ALIGNED:
+        if OTHER_EXTRA > 0:
             at_first, extra_stop, _ = extra_run(x_block, stop, document, documents, extra_block, EXTRA, PACKED)
             own_extra = i // extra_block * EXTRA
             for at in range(at_first, extra_stop, KEYS):
                 state = _step(
-                    q_tile, ring, turn, step, c, used, at, extra_stop, held, state, own_extra, own_extra + EXTRA, positions,
-                    scale, "both", PACKED, TURNS,
+                    q_tile, ring, used, at, extra_stop, held, state, own_extra, own_extra + EXTRA, positions, scale,
+                    "both", PACKED,
                 )  # fmt: skip
                 held = extra_stop - at
                 used += 1
-                step += 1
-        if APART and not HELD:
+        if APART:
             mbarrier.arrive(q_empty.index(c))
         phase ^= 1
         p, acc, top, total = state
 
         # The values of the tile that came last, and the result; a query without keys gets 0 and -inf.
         before = (used - 1) & (SLOTS - 1)
-        mbarrier.wait(v_ready.index(before), (used - 1) // SLOTS & 1)
+        mbarrier.wait(v_ready.index(before), odd_turn(used - 1, SLOTS))
         if PACKED and held < KEYS:
             clean(v_tiles.index(before), 0, 0, held)
         acc = warpgroup_mma(p, v_tiles.index(before), acc, is_async=True)
@@ -346,14 +347,14 @@ def _attend(
         whole = gl.convert_layout(gl.sum(total, 1), row_layout)
         share = 1.0 / gl.where(whole == 0.0, 1.0, whole)
         share = gl.convert_layout(share, gl.SliceLayout(1, o_layout))
+        top = gl.convert_layout(gl.max(top, 1), row_layout)
         lse_at = lse + (batch.to(gl.int64) * n_queries + rows) * n_heads + head
         gl.store(lse_at, (top + gl.log2(gl.maximum(whole, 1.0))) * 0.6931471805599453, mask=inside)
         acc, p = warpgroup_mma_wait(0, deps=(acc, p))
         mbarrier.arrive(v_empty.index(before))
         for _ in range(0, first):
-            _skip(ring, turn, step, c, used, TURNS)
+            _skip(ring, used)
             used += 1
-            step += 1
         result = (acc * share[:, None]).to(out_tiles.dtype)
         store_result(
             result, out_tile, out, out_rows, batch, head, row, stop - x, stride_ob, stride_ot, stride_oh, PACKED, APART
@@ -372,7 +373,7 @@ def forward_kernel(
     blocks, documents, parameters, column_ranges, positions,
     n_blocks, n_heads, n_queries, n_keys, offset, left, right, extra_block, total, stride_ob, stride_ot, stride_oh, scale,
     CHUNKS: gl.constexpr, SIDES: gl.constexpr, EXTRA: gl.constexpr, ALIGNED: gl.constexpr, PACKED: gl.constexpr,
-    GROUP: gl.constexpr, SLOTS: gl.constexpr, TURNS: gl.constexpr, CONSUMERS: gl.constexpr, HELD: gl.constexpr, APART: gl.constexpr,
+    GROUP: gl.constexpr, SLOTS: gl.constexpr, CONSUMERS: gl.constexpr, APART: gl.constexpr,
     REGISTERS: gl.constexpr,
 ):  # fmt: skip
     ROWS: gl.constexpr = q.block_type.shape[2]
@@ -384,9 +385,8 @@ def forward_kernel(
     ring = make_ring(q.dtype, SLOTS, SLOTS, KEYS, D, CONSUMERS)
     q_ready = barriers(CONSUMERS, 1)
     q_empty = barriers(CONSUMERS, 1)
-    turn = barriers(CONSUMERS, 1)
     queries = (q_tiles, q_ready, q_empty)
-    results = (out_tiles, turn, out, out_rows, lse, positions, stride_ob, stride_ot, stride_oh, scale)
+    results = (out_tiles, out, out_rows, lse, positions, stride_ob, stride_ot, stride_oh, scale)
     where = (
         blocks, documents, parameters, column_ranges, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
         extra_block, total,
@@ -394,15 +394,15 @@ def forward_kernel(
     sources = (q, k, v, column_k, column_v, extra_k, extra_v)
     if CONSUMERS == 2:
         gl.warp_specialize([
-            (_attend, (queries, ring, results, where, 0, CHUNKS, SIDES, EXTRA, ALIGNED, PACKED, TURNS, HELD, APART)),
-            (_attend, (queries, ring, results, where, 1, CHUNKS, SIDES, EXTRA, ALIGNED, PACKED, TURNS, HELD, APART)),
+            (_attend, (queries, ring, results, where, 0, CHUNKS, SIDES, EXTRA, ALIGNED, PACKED, APART)),
+            (_attend, (queries, ring, results, where, 1, CHUNKS, SIDES, EXTRA, ALIGNED, PACKED, APART)),
             (_load, (sources, queries, ring, where, CHUNKS, SIDES, EXTRA, ALIGNED, PACKED, GROUP, APART)),
         ], [4, 1], [REGISTERS, 24])  # fmt: skip
     else:
         gl.warp_specialize([
-            (_attend, (queries, ring, results, where, 0, CHUNKS, SIDES, EXTRA, ALIGNED, PACKED, TURNS, HELD, APART)),
-            (_attend, (queries, ring, results, where, 1, CHUNKS, SIDES, EXTRA, ALIGNED, PACKED, TURNS, HELD, APART)),
-            (_attend, (queries, ring, results, where, 2, CHUNKS, SIDES, EXTRA, ALIGNED, PACKED, TURNS, HELD, APART)),
+            (_attend, (queries, ring, results, where, 0, CHUNKS, SIDES, EXTRA, ALIGNED, PACKED, APART)),
+            (_attend, (queries, ring, results, where, 1, CHUNKS, SIDES, EXTRA, ALIGNED, PACKED, APART)),
+            (_attend, (queries, ring, results, where, 2, CHUNKS, SIDES, EXTRA, ALIGNED, PACKED, APART)),
             (_load, (sources, queries, ring, where, CHUNKS, SIDES, EXTRA, ALIGNED, PACKED, GROUP, APART)),
         ], [4, 4, 1], [REGISTERS, REGISTERS, 24])  # fmt: skip
 
@@ -420,23 +420,21 @@ def forward(inputs: Inputs, where: Geometry, scale: float) -> tuple[Tensor, Tens
 
 def _launch(inputs: Inputs, out: Tensor, where: Geometry) -> Launch:
     constants = forward_constants(where, out.shape[2] // inputs.k.shape[2], out.shape[3])
-    rows, keys = ROWS * constants["CONSUMERS"], constants.pop("KEYS")
+    rows = ROWS * constants["CONSUMERS"]
     grid, fixed = walk_arguments(inputs, where, "q", rows, programs_of(out.device))
     fixed |= constants | beside_arguments(where, rows, out.device) | strides("ob ot oh", out)
-    tiles = head_first_tiles(ROWS, "q", "out") | head_first_tiles(keys, "k", "v", *BESIDE)
+    tiles = head_first_tiles(ROWS, "q", "out") | head_first_tiles(KEYS, "k", "v", *BESIDE)
     return Launch(forward_kernel, grid, fixed, tiles)
 
 
 def forward_constants(where: Geometry, group: int, head_dim: int) -> dict[str, Any]:
-    """What the kernel is compiled for, and the number of keys of a tile.
+    """What the kernel is compiled for.
 
-    At head dim 128 products take longer than powers, and warpgroups gain by taking turns at issuing them; at 64 powers and
-    instructions take as long, and more warps cover each other's waits. There shared memory is as busy as the matrix units
-    while it hands them queries and keys, and queries are HELD in registers, which gives their tiles back at once. Extra keys are
-    ALIGNED if each block of queries has one row of them, no wider than a tile; packed documents' are not, which would spill.
+    Three warpgroups cover each other's waits better than two, and fit where sums take no more than 64 registers a thread. Extra
+    keys are ALIGNED if a warpgroup's queries have one row of them, no wider than a tile; packed documents' are not, which
+    would spill.
     """
     shape = SHAPES[head_dim]
     extra = beside_constants(where)
-    aligned = shape["APART"] and extra["EXTRA"] <= shape["KEYS"] and one_row(where, ROWS * shape["CONSUMERS"])
-    aligned = aligned and not where.packed
+    aligned = shape["APART"] and extra["EXTRA"] <= KEYS and one_row(where, ROWS) and not where.packed
     return shape | {"CHUNKS": where.chunks, "PACKED": where.packed, "GROUP": group, "ALIGNED": aligned, **extra}

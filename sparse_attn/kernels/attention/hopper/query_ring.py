@@ -9,6 +9,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
 from .blocks import clean, narrowed
+from .ring import odd_turn
 
 
 @gluon.jit
@@ -21,7 +22,7 @@ def load_queries(
     BYTES: gl.constexpr = 2 * q.block_type.nbytes + 2 * lse2.block_type.nbytes
     slot = loaded % SLOTS
     ready = q_ready.index(slot)
-    mbarrier.wait(q_empty.index(slot), (loaded // SLOTS & 1) ^ 1)
+    mbarrier.wait(q_empty.index(slot), odd_turn(loaded, SLOTS) ^ 1)
     mbarrier.expect(ready, BYTES)
     tma.async_copy_global_to_shared(q, [batch, head, at, 0], ready, q_tiles.index(slot))
     tma.async_copy_global_to_shared(lse2, [line, at], ready, lse_tiles.index(slot))
@@ -67,7 +68,7 @@ def load_held(
 def skip_queries(used, q_ready, q_empty):
     """Let slot number `used` of the ring pass, whose queries see none of the warpgroup's keys."""
     SLOTS: gl.constexpr = q_ready.type.shape[0]
-    mbarrier.wait(q_ready.index(used % SLOTS), used // SLOTS & 1)
+    mbarrier.wait(q_ready.index(used % SLOTS), odd_turn(used, SLOTS))
     mbarrier.arrive(q_empty.index(used % SLOTS))
 
 
@@ -93,7 +94,7 @@ def add_queries(
     slot = used % SLOTS
     q_tile = q_tiles.index(slot)
     d_tile = d_tiles.index(slot)
-    mbarrier.wait(q_ready.index(slot), used // SLOTS & 1)
+    mbarrier.wait(q_ready.index(slot), odd_turn(used, SLOTS))
     if EDGE and (start < first_query) | (start + ROWS > own_keys):
         clean(q_tile, start, first_query, own_keys)
         clean(d_tile, start, first_query, own_keys)

@@ -19,6 +19,15 @@ def barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
 
 
 @gluon.jit
+def odd_turn(number, SLOTS: gl.constexpr):
+    """1 if slot number `number` in turn belongs to an odd turn around the ring, 0 if to an even one: its barrier's phase."""
+    if SLOTS & (SLOTS - 1) == 0:
+        return (number & SLOTS) // SLOTS  # one bit, without what a division does for numbers below 0
+    else:
+        return number // SLOTS & 1
+
+
+@gluon.jit
 def make_ring(
     dtype: gl.constexpr, SLOTS: gl.constexpr, V_SLOTS: gl.constexpr, KEYS: gl.constexpr, D: gl.constexpr,
     CONSUMERS: gl.constexpr,
