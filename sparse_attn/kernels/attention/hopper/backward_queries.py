@@ -389,7 +389,7 @@ def _launch(inputs: Inputs, gradients: Gradients, dq: Tensor, where: Geometry) -
 
 def backward_queries_constants(where: Geometry, group: int, head_dim: int) -> dict[str, Any]:
     """What the kernel is compiled for, and the number of keys of a tile."""
-    slots = 2 if head_dim == 256 else 3 if where.packed and head_dim == 128 else 4
+    slots = 2 if head_dim == 256 else 4
     consumers = 3 if head_dim == 64 else 2
     extra = beside_constants(where)
     return {

@@ -20,22 +20,15 @@ def store_result(
     ROWS: gl.constexpr = result.shape[0]
     D: gl.constexpr = result.shape[1]
     if APART:
-        if PACKED and count < ROWS:  # the next document's rows follow: its warpgroup stores them
-            store_rows(target_rows, batch, head, row, count, result, stride_b, stride_t, stride_h)
-        else:
-            tma.store_wait(0)
-            gl.thread_barrier()
-            tile.store(result)
-            fence_async_shared()
-            tma.async_copy_shared_to_global(target, [batch, head, row, 0], tile.reshape([1, 1, ROWS, D]))
+        tma.store_wait(0)
+    gl.thread_barrier()  # the tile has been read by every warp
+    tile.store(result)
+    fence_async_shared()
+    if PACKED and count < ROWS:  # the next document's rows follow: its warpgroup stores them
+        by_row: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+        store_rows(target_rows, batch, head, row, count, tile.load(by_row), stride_b, stride_t, stride_h)
     else:
-        gl.thread_barrier()  # the tile has been read by every warp
-        tile.store(result)
-        fence_async_shared()
-        if PACKED and count < ROWS:
-            by_row: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
-            store_rows(target_rows, batch, head, row, count, tile.load(by_row), stride_b, stride_t, stride_h)
-        else:
-            tma.async_copy_shared_to_global(target, [batch, head, row, 0], tile.reshape([1, 1, ROWS, D]))
-            tma.store_wait(0)
+        tma.async_copy_shared_to_global(target, [batch, head, row, 0], tile.reshape([1, 1, ROWS, D]))
+    if not APART:
+        tma.store_wait(0)
         gl.thread_barrier()
