@@ -2,7 +2,7 @@
 
 Triton's interpreter cannot run them: that they compile, keep their products apart and spill next to nothing is all that a
 machine without the GPU can tell. Parts: "window" has an interval alone, "anchors" extra keys beside it, a row of which serves a
-block of queries, "union" chunks, columns and extra keys.
+warpgroup's queries, "union" chunks and columns too, "crooked" the same with rows of extra keys that some warpgroups share.
 """
 
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ SPILLED_COLUMNS = 384
 def parts_of(kernel_name: str) -> tuple[str, ...]:
     """With what a kernel is compiled: those of keys know nothing of extra keys."""
     reads_extra = kernel_name in ("hopper_forward", "hopper_backward_queries")
-    return ("window", "anchors", "union") if reads_extra else ("window", "union")
+    return ("window", "anchors", "union", "crooked") if reads_extra else ("window", "union")
 
 
 def compiled(kernel_name: str, head_dim: int, element: str, dtype: str, packed: bool, parts: str) -> Any:
@@ -45,8 +45,8 @@ def compiled(kernel_name: str, head_dim: int, element: str, dtype: str, packed: 
     name = kernel_name.removeprefix("hopper_").removesuffix("_apart").replace("values_wide", "keys_wide")
     module = importlib.import_module(f"sparse_attn.kernels.attention.hopper.{name}")
     kernel = getattr(module, f"{name}_kernel")
-    union = parts == "union"
-    anchors = SimpleNamespace(extra_keys=64, block=100 if union else 128) if parts != "window" else None
+    union = parts in ("union", "crooked")
+    anchors = SimpleNamespace(extra_keys=64, block=100 if parts == "crooked" else 128) if parts != "window" else None
     documents = [SimpleNamespace(first_position=0)]
     where = SimpleNamespace(
         chunks=int(union), packed=packed, columns=int(union), causal=not packed, anchors=anchors, documents=documents

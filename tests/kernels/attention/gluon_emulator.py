@@ -23,6 +23,8 @@ from triton.language.core import constexpr
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
+from sparse_attn.kernels.attention.hopper.softmax import SLACK
+
 from .emulated_values import Barrier, Barriers, Descriptor, Pointer, Product, Shared, Value, value
 
 
@@ -124,16 +126,17 @@ def _language(machine: Machine) -> dict[str, Any]:
         if name == "// raised":
             return raised(*map(np.asarray, args))
         if name == "// faded":
-            return value(np.asarray(args[0]) * np.asarray(args[1]))
+            sums, fade, grown = map(np.asarray, args)
+            return value(np.where(grown != 0, sums * fade, sums))
         return value(args[0]).to(dtype) if asm.startswith("cvt") else value(args[0])
 
     def raised(highest: Any, top: Any, scale: Any) -> tuple[Value, ...]:
-        """By warps of 16 rows: whether a maximum has grown by more than 8, and where it has the new one."""
+        """By warps of 16 rows: whether a maximum has grown by much, and where it has the new one."""
         with np.errstate(all="ignore"):
-            grown = (highest * scale - top > 8).reshape(-1, 16 * highest.shape[1]).any(1)
+            grown = (highest * scale - top > SLACK).reshape(-1, 16 * highest.shape[1]).any(1)
             row = highest.max(1, keepdims=True) * scale
-            new = np.where(row > top + 8, row, top)
-            fade = np.where(row > top + 8, np.exp2(top - new), 1)
+            new = np.where(row > top + SLACK, row, top)
+            fade = np.where(row > top + SLACK, np.exp2(top - new), 1)
         return value(new), value(fade), value(np.repeat(grown, 16)[:, None] + np.zeros_like(top))
 
     def reduced(function: Any) -> Callable[..., Value]:

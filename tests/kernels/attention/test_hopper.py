@@ -122,6 +122,9 @@ class TestOnHopper:
             ("window(70) | anchors(5, block=48)", 300, 470),
             ("window(70) | anchors(64, block=384)", 700, 900),
             ("window(70) | anchors(64, block=64)", 700, 900),
+            ("window(70) | anchors(16, block=48)", 700, 700),
+            ("window(70) | anchors(64, block=96)", 700, 700),
+            ("window(70) | chunked(300) | anchors(32, block=128)", 900, 900),
             ("window(90) | anchors(128, block=128)", 500, 500),
             ("window(60) | anchors(200, block=256) | sinks(2) | strided(64)", 777, 800),
             ("chunked(100) | window(20) | sinks(150)", 600, 700),
@@ -170,10 +173,10 @@ class TestOnHopper:
         bounds = {"cu_seqlens_q": [0, 10, 10, 341, 342, 700], "cu_seqlens_k": [0, 10, 20, 470, 500, 900]}
         for pattern in ("window(150)", "window(20) | chunked(128)", "full()", "window(40) | sinks(3) | strided(7)"):
             judge(packed, pattern, causal=causal, **bounds)
-        pattern = "window(50) | anchors(24, block=64) | sinks(2)"
-        rows = sum(-(-(stop - start) // 64) for start, stop in pairwise(bounds["cu_seqlens_k"]))
-        beside = {name: tensor[0] for name, tensor in extra(pattern, rows, 2, D).items()}
-        judge(packed | beside, pattern, causal=causal, **bounds)
+        for pattern in ("window(50) | anchors(24, block=64) | sinks(2)", "window(50) | anchors(64, block=64)"):
+            rows = sum(-(-(stop - start) // 64) for start, stop in pairwise(bounds["cu_seqlens_k"]))
+            beside = {name: tensor[0] for name, tensor in extra(pattern, rows, 2, D).items()}
+            judge(packed | beside, pattern, causal=causal, **bounds)
 
     @pytest.mark.parametrize("D", [64, 128, 256])
     def test_a_bad_document_reaches_no_other(self, D: int) -> None:
@@ -244,7 +247,8 @@ class TestOnHopper:
         for given, options, text in (
             (inputs(99, 99, 2, 1, 96), {}, "head dims 64, 128, 256, got 96"),
             (inputs(99, 99, 2, 1, 64, torch.float32), {}, "float16 and bfloat16, got torch.float32"),
-            (inputs(99, 99, 2, 1, 64), {"scale": -1.0}, "not negative, got -1.0"),
+            (inputs(99, 99, 2, 1, 64), {"scale": -1.0}, "scales above 0, got -1.0"),
+            (inputs(99, 99, 2, 1, 64), {"scale": 0.0}, "scales above 0, got 0.0"),
         ):
             with pytest.raises(NotImplementedError, match=text):
                 attention(**given, pattern=Window(9), implementation="hopper", **options)

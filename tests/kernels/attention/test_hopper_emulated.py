@@ -48,7 +48,15 @@ CASES = [
     ("window(30) | anchors(40, block=32) | sinks(3) | strided(9)", 300, 300, True, ([0, 90, 91, 300],) * 2),
     ("window(90) | anchors(64, block=256)", 300, 300, True, ([0, 10, 300],) * 2),
     ("window(90) | anchors(64, block=384)", 270, 390, True, None),
+]
+# Rows of extra keys that a warpgroup's queries have to themselves, or share; at one head dim.
+ROWS_OF_EXTRA_KEYS = [
     ("window(70) | anchors(64, block=64)", 330, 394, True, None),
+    ("window(70) | anchors(16, block=48)", 250, 250, True, None),
+    ("window(40) | chunked(96) | anchors(64, block=96)", 250, 314, True, None),
+    ("window(60) | chunked(150) | anchors(32, block=128)", 300, 300, True, None),
+    ("window(60) | strided(9) | anchors(64, block=64)", 300, 300, False, None),
+    ("window(60) | anchors(64, block=64)", 300, 300, True, ([0, 100, 300],) * 2),
 ]
 
 
@@ -69,9 +77,10 @@ def rows_of_extra_keys(S: int, block: int, bounds: Any) -> int:
     return sum(-(-(stop - start) // block) for start, stop in pairwise(bounds[1] if bounds else (0, S)))
 
 
-@pytest.mark.parametrize("D", [64, 128, 256])
 @pytest.mark.parametrize(
-    ("text", "T", "S", "causal", "bounds"), CASES, ids=[f"{c[0].replace(' ', '')}-{c[1]}" for c in CASES]
+    ("text", "T", "S", "causal", "bounds", "D"),
+    [(*c, D) for c in CASES for D in (64, 128, 256)] + [(*c, 64) for c in ROWS_OF_EXTRA_KEYS],
+    ids=lambda x: x.replace(" ", "") if isinstance(x, str) else None,
 )
 def test_against_the_oracle(text: str, T: int, S: int, causal: bool, bounds: Any, D: int) -> None:
     pattern, Hq, Hkv = parse(text), 2, 1

@@ -29,8 +29,8 @@ def refusal(inputs: "Inputs", where: "Geometry", scale: float, capability: Capab
     cut = where.columns > 1 or (where.columns and not where.uncut)
     if where.main is None or not where.has_interval or where.passes or where.rows or where.lists or cut:
         return f"takes windows, chunks and full(), with sinks, strided() and anchors beside them, got {where.pattern!r}"
-    if scale < 0.0:
-        return f"takes scales that are not negative, got {scale}"
+    if scale <= 0.0:  # keys are hidden before logits are scaled: -inf times 0 is NaN
+        return f"takes scales above 0, got {scale}"
     if not can_use_tma(capability, where, where.main, *(tensor for tensor in inputs if tensor is not None)):
         return "takes tensors on addresses and strides that are multiples of 16 bytes"
     return None

@@ -3,10 +3,10 @@
     s = log2(e) * scale * k q^T;  p = 2^(s - lse2);  dv = sum p dout
     dk = scale * sum ds q,  ds = p * (v dout^T - delta)
 
-A program holds 128 keys, 64 to a warpgroup, and one warp loads the queries of every head of the group that see them, with
-their two numbers a row, into a ring. Keys stand down and queries across, so that p and ds enter their products from
-registers as they stand; dk and dv (D / 2 registers a thread each) never leave them before the end. One order of sums, no
-atomics: the same bits every time.
+A program holds 64 keys for each of two warpgroups, of three at head dim 64, and one warp loads the queries of every head of the
+group that see them, with their two numbers a row, into a ring. Keys stand down and queries across, so that p and ds enter
+their products from registers as they stand; dk and dv (D / 2 registers a thread each) never leave them before the end. One
+order of sums, no atomics: the same bits every time.
 """
 
 from typing import Any

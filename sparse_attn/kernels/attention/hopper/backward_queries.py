@@ -330,19 +330,8 @@ def backward_queries_kernel(
     q_empty = barriers(CONSUMERS, 1)
     queries = (q_tiles, d_tiles, q_ready, q_empty)
     results = (
-        out_tiles,
-        dq_out,
-        dq_rows,
-        lse2,
-        delta,
-        positions,
-        stride_gb,
-        stride_gt,
-        stride_gh,
-        stride_row,
-        scale,
-        scale2,
-    )
+        out_tiles, dq_out, dq_rows, lse2, delta, positions, stride_gb, stride_gt, stride_gh, stride_row, scale, scale2,
+    )  # fmt: skip
     where = (
         blocks, documents, parameters, column_ranges, n_blocks, n_heads, n_queries, n_keys, offset, left, right,
         extra_block, total,

@@ -41,8 +41,8 @@ def beside_constants(where: Geometry) -> dict[str, Any]:
 
 
 def one_row(where: Geometry, rows: int) -> bool:
-    """Whether every block of so many queries sees one row of extra keys, of as many as a product can be wide: a tile of them
-    hides none from any query, and can come first."""
-    if where.anchors is None or where.anchors.extra_keys not in (16, 32, 64, 128) or where.anchors.block % rows:
+    """Whether so many queries, from a multiple of that on, see one row of extra keys, of as many as a product can be wide and a
+    tile holds: none is hidden from any of them, and they can come first."""
+    if where.anchors is None or where.anchors.extra_keys not in (16, 32, 64) or where.anchors.block % rows:
         return False
     return all(document.first_position % rows == 0 for document in where.documents)

@@ -163,20 +163,9 @@ def load_extra(
     start, end, base = extra_run(x, stop, document, documents, extra_block, EXTRA, PACKED)
     for at in range(start, end, STEP):
         load_keys(
-            extra_k,
-            extra_v,
-            batch,
-            kv_head,
-            base + at,
-            loaded,
-            k_tiles,
-            v_tiles,
-            k_ready,
-            k_empty,
-            v_ready,
-            v_empty,
+            extra_k, extra_v, batch, kv_head, base + at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty,
             TOGETHER,
-        )
+        )  # fmt: skip
         loaded += 1
     return loaded
 

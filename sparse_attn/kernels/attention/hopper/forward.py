@@ -223,6 +223,7 @@ def _attend(
     row_layout: gl.constexpr = gl.SliceLayout(1, s_layout)
     COLUMNS: gl.constexpr = "before" if SIDES == 1 else "beside"
     OTHER_EXTRA: gl.constexpr = 0 if ALIGNED else EXTRA
+    TOGETHER: gl.constexpr = SLOTS > 2
     out_tile = out_tiles.index(c)
     used = 0
     phase = 0
@@ -238,20 +239,8 @@ def _attend(
         column, whole_columns, column_stop, behind, behind_stop = column_runs(column_ranges, block, SIDES, KEYS)
         # Tiles of columns follow at once, while the last tile's values are still held: then none is let pass before them.
         first, uncut, cut, end = own_tiles(
-            x,
-            stop,
-            own_keys,
-            begin,
-            tiles,
-            left,
-            right,
-            parameters,
-            CHUNKS,
-            ROWS,
-            KEYS,
-            SIDES > 0 or OTHER_EXTRA > 0,
-            False,
-        )
+            x, stop, own_keys, begin, tiles, left, right, parameters, CHUNKS, ROWS, KEYS, SIDES > 0 or OTHER_EXTRA > 0, False,
+        )  # fmt: skip
         mbarrier.wait(q_ready.index(c), phase)
         q_tile = q_tiles.index(c)
         acc = gl.zeros([ROWS, D], gl.float32, o_layout)
@@ -275,7 +264,7 @@ def _attend(
         blank = gl.zeros([ROWS, KEYS], gl.float32, s_layout)
         logits = warpgroup_mma(q_tile, k_tiles.index(slot).permute((1, 0)), blank, use_acc=False, is_async=True)
         logits = warpgroup_mma_wait(0, deps=(logits,))
-        if SLOTS == 2:
+        if not TOGETHER:
             mbarrier.arrive(k_empty.index(slot))
         start = begin + (end - 1) * KEYS
         logits = hide(logits, place_keys(start, own_keys, positions, s_layout, KEYS, "both"), low, high, "both")
@@ -382,6 +371,7 @@ def forward_kernel(
     flat: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, D], q.dtype)
     q_tiles = gl.allocate_shared_memory(q.dtype, [CONSUMERS, ROWS, D], flat)
     out_tiles = gl.allocate_shared_memory(q.dtype, [CONSUMERS, ROWS, D], flat) if APART else q_tiles
+    gl.static_assert(SLOTS & (SLOTS - 1) == 0)  # a slot's number is taken by its last bits
     ring = make_ring(q.dtype, SLOTS, SLOTS, KEYS, D, CONSUMERS)
     q_ready = barriers(CONSUMERS, 1)
     q_empty = barriers(CONSUMERS, 1)
@@ -436,5 +426,5 @@ def forward_constants(where: Geometry, group: int, head_dim: int) -> dict[str, A
     """
     shape = SHAPES[head_dim]
     extra = beside_constants(where)
-    aligned = shape["APART"] and extra["EXTRA"] <= KEYS and one_row(where, ROWS) and not where.packed
+    aligned = shape["APART"] and one_row(where, ROWS) and not where.packed
     return shape | {"CHUNKS": where.chunks, "PACKED": where.packed, "GROUP": group, "ALIGNED": aligned, **extra}

@@ -6,16 +6,19 @@ sums and 16-bit weights hold as well as those up to 1, and results are the same 
 the four threads' common maximum nor a correction: a warp takes a branch together, which Gluon has no words for, hence assembly.
 """
 
+import struct
+
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-SLACK = 8.0  # 0f41000000 below
+SLACK = 8.0
+_SLACK = "0f" + struct.pack(">f", SLACK).hex()
 
 # Of two rows: highest logits of a thread $6 $7, maxima until now $8 $9, scale $10; maxima from now on $0 $1, by what earlier
 # weights fade $2 $3, and whether those of any of the warp's rows do $4 $5.
 _RAISED = gl.constexpr(
-    """// raised
-    {
+    f"""// raised
+    {{
     .reg .pred any, own;
     .reg .f32 a, b;
     neg.f32 a, $8;
@@ -23,7 +26,7 @@ _RAISED = gl.constexpr(
     fma.rn.f32 a, $6, $10, a;
     fma.rn.f32 b, $7, $11, b;
     max.f32 a, a, b;
-    setp.gt.f32 any, a, 0f41000000;
+    setp.gt.f32 any, a, {_SLACK};
     vote.sync.any.pred any, any, 0xffffffff;
     mov.f32 $0, $8;
     mov.f32 $1, $9;
@@ -40,7 +43,7 @@ _RAISED = gl.constexpr(
     shfl.sync.bfly.b32 b, a, 1, 0x1f, 0xffffffff;
     max.f32 a, a, b;
     mul.f32 a, a, ${10 + row};
-    add.f32 b, ${8 + row}, 0f41000000;
+    add.f32 b, ${8 + row}, {_SLACK};
     setp.gt.f32 own, a, b;
     sub.f32 b, ${8 + row}, a;
     ex2.approx.ftz.f32 b, b;
@@ -71,11 +74,9 @@ _AWAITED = gl.constexpr(
     """// awaited
     {
     .reg .pred huge;
-    setp.gt.f32 huge, $2, 0f7F000000;
-    setp.gt.or.f32 huge, $3, 0f7F000000, huge;
+    setp.gt.f32 huge, $0, 0f7F000000;
+    setp.gt.or.f32 huge, $1, 0f7F000000, huge;
     @huge nanosleep.u32 1;
-    mov.b32 $0, $2;
-    mov.b32 $1, $3;
     }"""
 )
 
@@ -115,7 +116,7 @@ def added(total, fade, own):
 def awaited(numbers):
     """The same numbers, two a thread, which the compiler must have before it waits for a product: else it waits first, and takes
     the powers that the product should hide when nothing hides them."""
-    return gl.inline_asm_elementwise(_AWAITED, "=f,=f,f,f", [numbers], dtype=gl.float32, is_pure=False, pack=2)
+    return gl.inline_asm_elementwise(_AWAITED, "=f,=f,0,1", [numbers], dtype=gl.float32, is_pure=False, pack=2)
 
 
 @gluon.jit
