@@ -28,18 +28,16 @@ from .blocks import (
     hide,
     interval_bounds,
     load_beside,
-    load_extra,
     load_keys,
     locate_queries,
     narrowed,
     own_block,
-    own_extra_tile,
     own_tiles,
     place_keys,
 )
 from .descriptors import copyable, head_first_tiles, programs_of, walk_arguments
 from .results import store_result
-from .ring import barriers, make_ring, odd_turn
+from .ring import barriers, make_ring
 
 ROWS = 64  # of a warpgroup
 
@@ -84,10 +82,12 @@ def _load(
             tma.async_copy_global_to_shared(d_out, [batch, head, row + ROWS * c, 0], ready, d_tiles.index(c))
         phase ^= 1
         if ALIGNED:
-            loaded = load_extra(
-                extra_k, extra_v, batch, kv_head, documents, document, x, stop, extra_block, EXTRA, EXTRA, loaded,
-                k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, PACKED, False,
+            at, _, base = extra_run(x, stop, document, documents, extra_block, EXTRA, PACKED)
+            load_keys(
+                extra_k, extra_v, batch, kv_head, base + at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty,
+                False,
             )  # fmt: skip
+            loaded += 1
         for tile in range(ahead, tiles):
             at = k_start + begin + tile * KEYS
             load_keys(k, v, batch, kv_head, at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, False)
@@ -114,9 +114,9 @@ def _step(
     V_SLOTS: gl.constexpr = v_tiles.type.shape[0]
     LATE: gl.constexpr = V_SLOTS < SLOTS
     slot = used % SLOTS
-    phase = odd_turn(used, SLOTS)
+    phase = used // SLOTS & 1
     v_slot = used % V_SLOTS
-    v_phase = odd_turn(used, V_SLOTS)
+    v_phase = used // V_SLOTS & 1
     # For the one before the first tile that tile stands in: it is there, and its weights are 0.
     before = gl.where(used == first, used, used - 1) % SLOTS
     j = place_keys(start, stop, positions, s_layout, KEYS, KIND)
@@ -161,9 +161,9 @@ def _skip(k_ready, k_empty, v_ready, v_empty, used):
     """Let a tile pass that none of the warpgroup's rows see."""
     SLOTS: gl.constexpr = k_ready.type.shape[0]
     V_SLOTS: gl.constexpr = v_ready.type.shape[0]
-    mbarrier.wait(k_ready.index(used % SLOTS), odd_turn(used, SLOTS))
+    mbarrier.wait(k_ready.index(used % SLOTS), used // SLOTS & 1)
     mbarrier.arrive(k_empty.index(used % SLOTS))
-    mbarrier.wait(v_ready.index(used % V_SLOTS), odd_turn(used, V_SLOTS))
+    mbarrier.wait(v_ready.index(used % V_SLOTS), used // V_SLOTS & 1)
     mbarrier.arrive(v_empty.index(used % V_SLOTS))
 
 
@@ -218,10 +218,6 @@ def _compute(
         mbarrier.wait(q_ready.index(c), phase)
         phase ^= 1
         if ALIGNED:  # all of a tile of extra keys, and its product at once: tiles may be let pass behind it
-            before, behind_own = own_extra_tile(x_block, x, stop, extra_block)
-            for _ in range(0, before):
-                _skip(k_ready, k_empty, v_ready, v_empty, used)
-                used += 1
             held, dq = _step(
                 q_tile, d_tile, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, used, used, 0, EXTRA,
                 held, dq, lse_row, delta_row, low, high, positions, scale2, "none", PACKED,
@@ -231,9 +227,6 @@ def _compute(
             mbarrier.arrive(k_empty.index(used % SLOTS))
             used += 1
             held = gl.zeros([ROWS, KEYS], q_tiles.dtype, gl.DotOperandLayout(0, o_layout, 2))
-            for _ in range(0, behind_own):
-                _skip(k_ready, k_empty, v_ready, v_empty, used)
-                used += 1
         for _ in range(0, first_tile):
             _skip(k_ready, k_empty, v_ready, v_empty, used)
             used += 1
@@ -391,6 +384,6 @@ def backward_queries_constants(where: Geometry, group: int, head_dim: int) -> di
         "KEYS": 64,
         "CONSUMERS": consumers,
         "REGISTERS": 160 if consumers == 3 else 240,
-        "ALIGNED": head_dim < 256 and extra["EXTRA"] == 64 and one_row(where, ROWS),
+        "ALIGNED": head_dim < 256 and extra["EXTRA"] == 64 and one_row(where, consumers * ROWS),
         **extra,
     }
