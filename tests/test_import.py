@@ -74,7 +74,9 @@ def test_answers_within_a_second(program):
     """Of processor time, since other work may share the machine; a machine that is slow at all gets more of it. Of three tries one
     must: other work slows a processor down, and nothing makes it faster."""
     tries = (processor_seconds(TORCH_FREE[program]) for _ in range(3))
-    assert any(spent < 1.0 or spent < 3 * processor_seconds("import numpy, rich.console, typer.main") for spent in tries)
+    assert any(
+        spent < 1.0 or spent < 3 * processor_seconds("import numpy, rich.console, typer.main") for spent in tries
+    )
 
 
 def processor_seconds(program):
