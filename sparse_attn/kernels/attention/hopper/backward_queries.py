@@ -2,8 +2,9 @@
 
     s = log2(e) * scale * q k^T;  p = 2^(s - lse2);  dq = scale * sum ds k,  ds = p * (dout v^T - delta)
 
-As in the forward kernel, one warp loads and warpgroups of 64 query rows compute: s and dout v^T of tile i + 1 are issued
-behind the product ds k of tile i, whose weights stay in registers. Nothing is corrected, since the LSE is known.
+As in the forward kernel, one warp loads and warpgroups of 64 query rows compute, three at head dim 64, else two: s and dout v^T of
+tile i + 1 are issued before the product ds k of tile i, whose weights stay in registers. Nothing is corrected, since the LSE is
+known. Where all of a program's queries have one row of extra keys, it comes first.
 At head dim 256 values have one slot and no registers are left for a third product in flight: dout v^T is issued after ds k is
 done, and behind its own wait works the other warpgroup. The result leaves through the tiles of dout.
 """

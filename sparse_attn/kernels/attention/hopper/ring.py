@@ -22,7 +22,7 @@ def barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
 def odd_turn(number, SLOTS: gl.constexpr):
     """1 if slot number `number` in turn belongs to an odd turn around the ring, 0 if to an even one: its barrier's phase.
 
-    The kernel of dq divides instead: from one bit the compiler makes slots in other registers, and moves them in every step.
+    Warpgroups of dq divide instead: from one bit the compiler makes slots in other registers, and moves them in every step.
     """
     if SLOTS & (SLOTS - 1) == 0:
         return (number & SLOTS) // SLOTS  # one bit, without what a division does for numbers below 0
