@@ -18,6 +18,7 @@ HEAD_DIMS = {
     "hopper_backward_columns_apart": (64, 128),  # few columns: warpgroups take the queries in turn
 }
 KERNELS = tuple(HEAD_DIMS)
+PARTS = ("window", "anchors", "union", "crooked")
 # Bytes a thread that are let pass, by head dim: numbers kept outside the loops over tiles, most in packed documents; of columns
 # there also in the loops over a document's first and last tile, and at head dim 64, in the kernel of dk and dv, two words a tile:
 # three warpgroups with these are faster than two without.
@@ -28,7 +29,7 @@ SPILLED_COLUMNS = 384
 def parts_of(kernel_name: str) -> tuple[str, ...]:
     """With what a kernel is compiled: those of keys know nothing of extra keys."""
     reads_extra = kernel_name in ("hopper_forward", "hopper_backward_queries")
-    return ("window", "anchors", "union", "crooked") if reads_extra else ("window", "union")
+    return PARTS if reads_extra else ("window", "union")
 
 
 def compiled(kernel_name: str, head_dim: int, element: str, dtype: str, packed: bool, parts: str) -> Any:

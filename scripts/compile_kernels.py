@@ -283,7 +283,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--head-dims", nargs="+", type=int, default=[64, 128, 256])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["bf16", "fp32"])
     parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS))
-    parts = [*(PARTS | compile_selected.PARTS), "anchors"]
+    parts = list(dict.fromkeys((*PARTS, *compile_selected.PARTS, *compile_hopper.PARTS)))
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--packed", action="store_true", help="the packed variants too")
     parser.add_argument("--jobs", type=int, default=2)
