@@ -29,6 +29,7 @@ from .blocks import (
     hide,
     interval_bounds,
     load_beside,
+    load_extra,
     load_keys,
     locate_queries,
     narrowed,
@@ -83,12 +84,10 @@ def _load(
             tma.async_copy_global_to_shared(d_out, [batch, head, row + ROWS * c, 0], ready, d_tiles.index(c))
         phase ^= 1
         if ALIGNED:
-            at, _, base = extra_run(x, stop, document, documents, extra_block, EXTRA, PACKED)
-            load_keys(
-                extra_k, extra_v, batch, kv_head, base + at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty,
-                False,
+            loaded = load_extra(
+                extra_k, extra_v, batch, kv_head, documents, document, x, stop, extra_block, EXTRA, EXTRA, loaded,
+                k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, PACKED, False,
             )  # fmt: skip
-            loaded += 1
         for tile in range(ahead, tiles):
             at = k_start + begin + tile * KEYS
             load_keys(k, v, batch, kv_head, at, loaded, k_tiles, v_tiles, k_ready, k_empty, v_ready, v_empty, False)
